@@ -1,0 +1,97 @@
+"""The one error type that users of medvol meet.
+
+A refusal is a part of the product: it names what was found, what was expected and the way out, in one line that fits a
+terminal. Whatever a program wants to act on stands in attributes, and long lists stand one level down in `details`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from os import PathLike, fspath
+from typing import Any
+
+MESSAGE_LIMIT = 300  # characters; longer findings belong into `details`
+
+
+class MedvolError(Exception):
+    """A refusal with a code, the case and file it is about, the finding, the expectation and the fix.
+
+    Args:
+        code: Stable upper-case name of the kind of refusal, e.g. `TRUNCATED`.
+        found: What was found, with its numbers.
+        expected: What would have been accepted.
+        fix: What the user can do.
+        case: Name of the case, when one is known.
+        file: File, folder or reference the finding is about.
+        details: Further findings, one string each; not part of the message.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        *,
+        found: str = "",
+        expected: str = "",
+        fix: str = "",
+        case: str = "",
+        file: str | PathLike[str] = "",
+        details: Iterable[str] = (),
+    ) -> None:
+        self.code = code
+        self.case = case
+        self.file = fspath(file)
+        self.found = found
+        self.expected = expected
+        self.fix = fix
+        self.details = tuple(details)
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """One line: code, case, file, found, expected, fix. File names are shortened before the fix is lost."""
+        where = f"case {self.case}" if self.case else ""
+        tail = "; ".join(part for part in (f"expected {self.expected}" if self.expected else "", self.fix) if part)
+        name = self.file
+        body = _join(self.code, where, name, self.found, tail)
+        if len(body) > MESSAGE_LIMIT and len(name) > 60:
+            body = _join(self.code, where, "..." + name[-57:], self.found, tail)
+        return body
+
+    def for_case(self, case: str) -> MedvolError:
+        """Return the same refusal with the case named, as raised once the caller knows which case it reads."""
+        return MedvolError(
+            self.code,
+            found=self.found,
+            expected=self.expected,
+            fix=self.fix,
+            case=self.case or case,
+            file=self.file,
+            details=self.details,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the attributes as JSON-ready values."""
+        fields = ("code", "case", "file", "found", "expected", "fix")
+        return {name: getattr(self, name) for name in fields} | {"details": list(self.details)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword-only arguments do not survive the default pickling, and DataLoader workers send errors by pickle.
+        return _rebuild, (self.as_dict(),)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'X'?` for the closest of `choices`, or an empty string when none is close."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"did you mean '{matches[0]}'?" if matches else ""
+
+
+def _rebuild(fields: dict[str, Any]) -> MedvolError:
+    code = fields.pop("code")
+    return MedvolError(code, **fields)
+
+
+def _join(code: str, where: str, name: str, found: str, tail: str) -> str:
+    place = ", ".join(part for part in (where, name) if part)
+    text = f"{code}: " + (f"{place}: " if place else "") + found
+    return f"{text}; {tail}" if tail else text
