@@ -1,0 +1,170 @@
+"""The end of a bundle's run: temperature, records, tables, exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from medvol.bundle.session import Session
+from medvol.data.facts import Facts
+from medvol.data.table import Study, content_hash, items
+from medvol.errors import MedvolError
+from medvol.inference.collect import CollectPredictions
+from medvol.inference.record import (
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    ModelRecord,
+    load_record,
+    load_weights,
+    patient_digest,
+    save_model,
+)
+from medvol.inference.volumes import VolumesToPredict
+from medvol.io.atomic import write_text
+from medvol.metrics.calibration import fit_temperature
+from medvol.report import pictures
+from medvol.report.classification import EvaluatedSplit, can_draw, write_evaluation, write_predictions
+from medvol.report.run_record import write_run_record
+from medvol.training.checkpoint import count_parameters
+from medvol.training.handlers import TrainingHistory
+
+logger = logging.getLogger(__name__)
+
+SOME_FAILED = 3
+"""Exit code of an inference in which some cases could not be read."""
+
+
+def new_record(study: Study, facts: Facts, *, bundle: str, seeds: dict[str, int]) -> ModelRecord:
+    """Return the record of a training that begins."""
+    seen = sorted({patient_digest(case.patient) for case in study.cases if case.split in ("train", "val")})
+    training = {"bundle": bundle, **seeds, "data_sha256": content_hash(study)}
+    return ModelRecord(facts=facts, trained_on=tuple(seen), training=training)
+
+
+def finish_training(
+    session: Session,
+    history: TrainingHistory,
+    validator: SupervisedEvaluator,
+    collected: CollectPredictions,
+    model_dir: str | Path,
+) -> None:
+    """Fit the temperature of the saved model on validation, write history and run.json, log the summary.
+
+    Args:
+        session: From `begin`.
+        history: Loss and validation metrics of every epoch.
+        validator: Evaluator over the validation split; its network takes the saved weights.
+        collected: Collects the validator's logits.
+        model_dir: Where the model was saved.
+    """
+    network: nn.Module = validator.network
+    record = load_record(model_dir, {})
+    load_weights(network, model_dir, record)
+    validator.run()
+    predictions = collected.result()
+    if predictions.labels is not None and len(np.unique(predictions.labels)) > 1:
+        temperature = float(fit_temperature(predictions.logits, predictions.labels))
+        record = save_model(model_dir, network, replace(record, temperature=temperature))
+    output = session.output_dir
+    files = [Path(model_dir) / WEIGHTS_FILE, Path(model_dir) / RECORD_FILE, _write_history(output, history.rows)]
+    if can_draw():
+        files.append(pictures.draw_training(output / "training.png", history.rows))
+    logger.info(
+        "Trained %d parameters for %d epochs; kept epoch %d; temperature %.2f",
+        count_parameters(network),
+        len(history.rows),
+        record.training["epoch"],
+        record.temperature,
+    )
+    _write_run(session, "train", {"training": record.training}, files)
+
+
+def finish_evaluation(
+    session: Session, collected: CollectPredictions, study: Study, record: ModelRecord, split: str
+) -> None:
+    """Write metrics, predictions and pictures of the evaluated split, and run.json."""
+    train_labels = tuple(int(item["label"]) for item in items(study, "train"))
+    evaluated = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels)
+    files = write_evaluation(session.output_dir, collected.result(), evaluated)
+    _write_run(session, "evaluate", {"weights_sha256": record.weights_sha256, "training": record.training}, files)
+
+
+def finish_inference(
+    session: Session, collected: CollectPredictions, dataset: VolumesToPredict, record: ModelRecord
+) -> None:
+    """Write predictions.csv and run.json; end with exit code 3 when some cases could not be read, 1 when none could.
+
+    Raises:
+        MedvolError: The first refusal, when every case was refused.
+        SystemExit: With code 3.
+    """
+    predictions, failures = collected.result(), dataset.failures
+    if failures and not predictions.cases:
+        raise failures[0]
+    path = session.output_dir / "predictions.csv"
+    write_predictions(path, predictions, record.facts.classes, failures=failures)
+    summary = {"weights_sha256": record.weights_sha256, "predicted": len(predictions.cases), "failed": len(failures)}
+    logger.info("Predicted %d cases, %d could not be read", len(predictions.cases), len(failures))
+    _write_run(session, "inference", summary, [path])
+    if failures:
+        raise SystemExit(SOME_FAILED)
+
+
+def require_unseen(study: Study, record: ModelRecord, split: str) -> None:
+    """Refuse to evaluate on patients that the model was trained or calibrated on.
+
+    Validation cases may be looked at as what they are, `--eval_split val`.
+
+    Raises:
+        MedvolError: `LEAK`, with the number of patients; `OTHER_CLASSES`.
+    """
+    if tuple(study.classes) != tuple(record.facts.classes):
+        raise MedvolError(
+            "OTHER_CLASSES",
+            file=study.source,
+            found=f"classes {', '.join(study.classes)}",
+            expected=", ".join(record.facts.classes),
+            fix="evaluate on the study the model was trained for",
+        )
+    seen = set(record.trained_on)
+    patients = {case.patient for case in study.cases if case.split == split}
+    leaked = sorted(patient for patient in patients if patient_digest(patient) in seen)
+    if leaked and split == "test":
+        raise MedvolError(
+            "LEAK",
+            file=study.source,
+            found=f"{len(leaked)} of {len(patients)} test patients were in training or validation",
+            expected="none",
+            fix="use the --split_seed of the training, or its cases.csv",
+        )
+
+
+def _write_history(output: Path, rows: Sequence[dict[str, float]]) -> Path:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(output / "history.csv", text.getvalue())
+    return output / "history.csv"
+
+
+def _write_run(session: Session, mode: str, facts: dict[str, Any], files: Sequence[Path]) -> None:
+    write_run_record(
+        session.output_dir,
+        mode=mode,
+        started=session.started,
+        command=session.command,
+        config=session.config,
+        facts=facts,
+        outputs=files,
+    )

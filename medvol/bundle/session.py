@@ -1,0 +1,173 @@
+"""The start of a bundle's run: options checked, errors made short, the clock started.
+
+`python -m monai.bundle run` accepts any option: a mistyped one is added to the configuration and ignored. So the first
+expression of every medvol bundle's `initialize` compares the configuration that MONAI is about to run with the ids that
+the bundle's files define.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from medvol.errors import MedvolError, nearest
+
+logger = logging.getLogger(__name__)
+
+SECRET_SAFE_TYPES = (str, int, float, bool, type(None), list, dict)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run of a bundle.
+
+    Args:
+        bundle: Name of the bundle's folder.
+        output_dir: Where results go.
+        config: The configuration as it runs, overrides included, unevaluated.
+        command: The command line.
+        started: Seconds since the epoch.
+    """
+
+    bundle: str
+    output_dir: Path
+    config: dict[str, Any] = field(repr=False)
+    command: str
+    started: float
+
+
+def begin(bundle_root: str | Path, output_dir: str | Path) -> Session:
+    """Check the options of the run in progress, shorten its error messages and return its session.
+
+    Args:
+        bundle_root: Folder of the bundle, the one that holds `configs`.
+        output_dir: Folder for results; made if absent.
+
+    Raises:
+        MedvolError: `NO_BUNDLE`, `UNKNOWN_OPTION` with the nearest valid name, or `CANNOT_WRITE`.
+    """
+    sys.excepthook = _short_errors
+    root = Path(bundle_root).resolve()
+    if not (root / "configs").is_dir():
+        raise MedvolError(
+            "NO_BUNDLE",
+            file=root,
+            found="no folder 'configs'",
+            expected="the folder of a bundle",
+            fix="pass --bundle_root with the bundle's folder",
+        )
+    config = _running_config()
+    check_options(config, _defined_config(root))
+    output = Path(output_dir)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MedvolError("CANNOT_WRITE", file=output, found=str(error.strerror), fix="pass another --output_dir") from error
+    return Session(root.name, output, config, " ".join(["python -m monai.bundle", *sys.argv[1:]]), time.time())
+
+
+def check_options(config: dict[str, Any], defined: Sequence[dict[str, Any]]) -> None:
+    """Refuse ids that no configuration file of the bundle defines and no constructor takes.
+
+    Args:
+        config: The configuration with its overrides.
+        defined: The bundle's own configuration files.
+
+    Raises:
+        MedvolError: `UNKNOWN_OPTION`.
+    """
+    for path, known in _unknown_ids(config, defined):
+        *parents, name = path
+        raise MedvolError(
+            "UNKNOWN_OPTION",
+            found=f"--{'#'.join(path)}",
+            expected="an option of this bundle",
+            fix=nearest(name, known).replace("'", "'--" + "".join(f"{one}#" for one in parents), 1)
+            or "see the options at the top of configs/train.json",
+            details=sorted(known),
+        )
+
+
+def find_refusal(error: BaseException | None) -> MedvolError | None:
+    """Return the MedvolError that an exception was raised from, however often MONAI wrapped it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, MedvolError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _short_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a refusal as one line; leave every other error as Python prints it."""
+    refusal = find_refusal(error)
+    if refusal is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write(f"\nmedvol: {refusal}\n")
+    for detail in refusal.details[:10]:
+        sys.stderr.write(f"    {detail}\n")
+
+
+def _running_config() -> dict[str, Any]:
+    """Return the configuration of the MONAI parser that is evaluating this very call.
+
+    MONAI hands its parser to nobody; it is found as `self` of a calling frame. Without one, as when the library is
+    called directly, there is nothing to check.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigParser):
+            config = owner.get()
+            return {key: value for key, value in config.items() if key != owner.meta_key}
+        parser = getattr(owner, "parser", None)
+        if isinstance(parser, ConfigParser):
+            return {key: value for key, value in parser.get().items() if key != parser.meta_key}
+        frame = frame.f_back
+    return {}
+
+
+def _defined_config(root: Path) -> list[dict[str, Any]]:
+    files = sorted((root / "configs").glob("*.json"))
+    return [json.loads(file.read_text()) for file in files if file.name != "metadata.json"]
+
+
+def _unknown_ids(
+    config: dict[str, Any], defined: Sequence[dict[str, Any]], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], set[str]]]:
+    """Yield each unknown id with the names that would have been known in its place."""
+    known: set[str] = set().union(*defined) if defined else set()
+    if "_target_" in config:
+        known |= _parameters(config["_target_"])
+    for key, value in config.items():
+        if key.startswith("_"):
+            continue
+        if key not in known:
+            yield (*path, key), known
+        elif isinstance(value, dict):
+            inner = [one[key] for one in defined if isinstance(one.get(key), dict)]
+            # A block that the user replaced as a whole (other _target_) is theirs; its constructor will judge it.
+            if any(one.get("_target_") == value.get("_target_") for one in inner):
+                yield from _unknown_ids(value, inner, (*path, key))
+
+
+def _parameters(target: Any) -> set[str]:
+    """Return the argument names of a `_target_`, as far as they can be known."""
+    from pydoc import locate
+
+    called = locate(target) if isinstance(target, str) and "." in target else None
+    if not callable(called):
+        return set()
+    return set(inspect.signature(called).parameters)

@@ -1,0 +1,255 @@
+"""What a model must know of the study it was trained on, and how that is read off the training split.
+
+The facts are fitted once, on training cases only, stored beside the weights in `models/model.json`, and read from there
+by evaluation and inference, so that one bundle serves any study without an edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from medvol.data.table import Study
+from medvol.errors import MedvolError, nearest
+from medvol.geometry import Volume
+from medvol.io import read_volume
+
+INTENSITY_SCHEMES = ("auto", "scaled", "ct", "mr")
+SAMPLE_CASES = 48  # training volumes read to fit the facts; their median moves little after that
+LARGEST_SIZE = 64  # voxels per axis chosen without being asked: 96 cubed costs three times as much per step
+CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue, the window of the MONAI spleen and liver tutorials
+AIR_HU = -500.0  # a scan with voxels below this and no 8-bit range is in Hounsfield units
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The study as the network and its preprocessing see it.
+
+    Args:
+        classes: Class names in the order of the labels.
+        channels: Names of the images that are stacked as channels.
+        spatial_size: Voxels along x, y, z that the network is given.
+        spacing_mm: Millimetres per voxel along x, y, z after resampling; None in voxel space.
+        intensity: `scaled` (limits to 0..1), `ct` (HU window to 0..1) or `mr` (robust z-score per volume).
+        limits: Lowest and highest grey value that `scaled` and `ct` map to 0 and 1; None for `mr`.
+        has_geometry: Whether the volumes carry an affine.
+        laterality_matters: Whether mirroring left and right could change the label.
+    """
+
+    classes: tuple[str, ...]
+    channels: tuple[str, ...]
+    spatial_size: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None
+    intensity: str
+    limits: tuple[float, float] | None
+    has_geometry: bool
+    laterality_matters: bool
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return len(self.channels)
+
+    @property
+    def num_classes(self) -> int:
+        """Logits of a network with a softmax."""
+        return len(self.classes)
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of a network that answers a two-class question with one sigmoid."""
+        return 1 if len(self.classes) == 2 else len(self.classes)
+
+    @property
+    def extent_mm(self) -> tuple[float, ...]:
+        """Field of view along x, y, z: millimetres, or voxels where there is no geometry."""
+        steps = self.spacing_mm or (1.0, 1.0, 1.0)
+        return tuple(size * step for size, step in zip(self.spatial_size, steps, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Facts:
+        """Return the facts that `as_dict` wrote."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What one training volume says: size and spacing along R A S, grey values."""
+
+    case: str
+    size: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None
+    low: float
+    high: float
+    is_8bit: bool
+
+
+def fit_facts(  # noqa: PLR0913 - each argument is one fact that a user may fix
+    study: Study,
+    *,
+    spatial_size: Sequence[int] | str = "auto",
+    spacing_mm: Sequence[float] | str = "auto",
+    intensity: str = "auto",
+    window_hu: Sequence[float] | None = None,
+    laterality_matters: bool | None = None,
+) -> Facts:
+    """Read the facts off up to 48 training volumes; whatever is given is taken as it is.
+
+    Without a geometry every volume is resized to the median size, at most 64 voxels along an axis. With one, the spacing
+    is the median, coarsened where the 95th percentile of the field of view would need more than 64 voxels, and volumes
+    are centred and cropped or padded. Grey values within 0..255 are `scaled`, values below -500 with a wider range are
+    taken as HU (`ct`), anything else is `mr`.
+
+    Raises:
+        MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `WRONG_DIMS`, or what reading a volume finds.
+    """
+    if intensity not in INTENSITY_SCHEMES:
+        raise MedvolError(
+            "UNKNOWN_OPTION",
+            found=f"intensity '{intensity}'",
+            expected=", ".join(INTENSITY_SCHEMES),
+            fix=nearest(str(intensity), INTENSITY_SCHEMES),
+        )
+    sampled = _sample(study)
+    with_geometry = [one for one in sampled if one.spacing_mm is not None]
+    if with_geometry and len(with_geometry) != len(sampled):
+        bare = next(one for one in sampled if one.spacing_mm is None)
+        raise MedvolError(
+            "MIXED_GEOMETRY",
+            case=bare.case,
+            found=f"no geometry, while {len(with_geometry)} of {len(sampled)} sampled volumes have one",
+            expected="one kind of volume in a study",
+            fix="convert all volumes to NIfTI, or all to npy",
+        )
+    size, spacing = _grid(sampled, spatial_size, spacing_mm)
+    scheme = _scheme(sampled) if intensity == "auto" else intensity
+    return Facts(
+        classes=study.classes,
+        channels=study.channels,
+        spatial_size=size,
+        spacing_mm=spacing,
+        intensity=scheme,
+        limits=_limits(sampled, scheme, window_hu),
+        has_geometry=bool(with_geometry),
+        laterality_matters=study.laterality_matters if laterality_matters is None else laterality_matters,
+    )
+
+
+def with_classes(facts: Facts, classes: Sequence[str]) -> Facts:
+    """Return the facts with other class names."""
+    return replace(facts, classes=tuple(classes))
+
+
+def _sample(study: Study) -> list[_Sampled]:
+    cases = sorted((case for case in study.cases if case.split == "train"), key=lambda case: case.case)
+    if not cases:
+        raise MedvolError(
+            "NO_TRAINING_CASES",
+            file=study.source,
+            found="no case in the split 'train'",
+            expected="at least one",
+            fix="remove the split column and medvol splits by patient",
+        )
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(SAMPLE_CASES, len(cases))).round().astype(int))
+    return [_measure(cases[index].case, reference) for index in chosen for reference in cases[index].image]
+
+
+def _measure(case: str, reference: str) -> _Sampled:
+    try:
+        volume = read_volume(reference)
+    except MedvolError as error:
+        raise error.for_case(case) from error
+    spatial = [length for axis, length in enumerate(volume.array.shape) if axis != volume.channel_axis]
+    if len(spatial) != 3:
+        raise MedvolError(
+            "WRONG_DIMS",
+            case=case,
+            file=reference,
+            found=f"an array of shape {volume.array.shape}",
+            expected="a volume with three spatial axes",
+            fix="use a 2D bundle for images",
+        )
+    order = _ras_order(volume)
+    low, high = float(volume.array.min()), float(volume.array.max())
+    return _Sampled(
+        case=case,
+        size=tuple(spatial[axis] for axis in order),
+        spacing_mm=tuple(volume.spacing_mm[axis] for axis in order) if volume.has_geometry else None,
+        low=low,
+        high=high,
+        is_8bit=volume.array.dtype == np.uint8 or (low >= 0 and high <= 255 and _whole(volume.array)),
+    )
+
+
+def _whole(array: npt.NDArray[Any]) -> bool:
+    return bool(np.issubdtype(array.dtype, np.integer) or np.equal(np.mod(array, 1), 0).all())
+
+
+def _ras_order(volume: Volume) -> list[int]:
+    """Return which array axis runs mostly along R, A and S."""
+    if not volume.has_geometry:
+        return [0, 1, 2]
+    orientation = nib.orientations.io_orientation(volume.affine)
+    return [int(np.flatnonzero(orientation[:, 0] == world)[0]) for world in range(3)]
+
+
+def _grid(
+    sampled: Sequence[_Sampled], spatial_size: Sequence[int] | str, spacing_mm: Sequence[float] | str
+) -> tuple[tuple[int, int, int], tuple[float, float, float] | None]:
+    """Return the size and spacing that the network is given."""
+    sizes = np.array([one.size for one in sampled])
+    if sampled[0].spacing_mm is None:
+        size = np.minimum(np.median(sizes, axis=0), LARGEST_SIZE) if isinstance(spatial_size, str) else spatial_size
+        return _triple(size, int), None
+    spacings = np.array([one.spacing_mm for one in sampled])
+    fov_mm = np.percentile(sizes * spacings, 95, axis=0)
+    if isinstance(spacing_mm, str):
+        most = np.full(3, LARGEST_SIZE) if isinstance(spatial_size, str) else np.asarray(spatial_size)
+        step = np.maximum(np.median(spacings, axis=0), fov_mm / most).round(4)
+    else:
+        step = np.asarray(spacing_mm, dtype=np.float64)
+    if isinstance(spatial_size, str):
+        # A multiple of 4 keeps both halvings of a small network exact; a rounding residue must not add a voxel.
+        spatial_size = np.minimum(np.ceil(fov_mm / step / 4 - 1e-3) * 4, LARGEST_SIZE)
+    return _triple(spatial_size, int), _triple(step, float)
+
+
+def _triple(values: Any, kind: type) -> Any:
+    numbers = [kind(value) for value in np.atleast_1d(values)]
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise MedvolError(
+            "UNKNOWN_OPTION",
+            found=f"{numbers} for spatial_size or spacing_mm",
+            expected="three positive numbers, for x y z",
+            fix="write --spatial_size '[64, 64, 64]'",
+        )
+    return tuple(numbers)
+
+
+def _scheme(sampled: Sequence[_Sampled]) -> str:
+    if all(one.is_8bit or (one.low >= 0 and one.high <= 1) for one in sampled):
+        return "scaled"
+    return "ct" if np.median([one.low for one in sampled]) < AIR_HU else "mr"
+
+
+def _limits(
+    sampled: Sequence[_Sampled], scheme: str, window_hu: Sequence[float] | None
+) -> tuple[float, float] | None:
+    if scheme == "mr":
+        return None
+    if window_hu is not None or scheme == "ct":
+        low, high = window_hu or CT_WINDOW_HU
+        return float(low), float(high)
+    highest = max(one.high for one in sampled)
+    return (0.0, 1.0) if highest <= 1 else (0.0, 255.0) if highest <= 255 else (0.0, float(highest))

@@ -1,0 +1,142 @@
+"""`models/model.json`: what training learnt beside the weights, and the check that the two belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medvol.data.facts import Facts
+from medvol.errors import MedvolError
+from medvol.io.atomic import write_atomically, write_text
+
+WEIGHTS_FILE = "model.pt"
+RECORD_FILE = "model.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What evaluation and inference need to know of a trained model.
+
+    Args:
+        facts: The study as the network sees it.
+        temperature: Divides the logits before the softmax; fitted on validation (Guo et al., ICML 2017).
+        weights_sha256: Digest of the weights file; empty while nothing is trained.
+        trained_on: Digests of the patients in the training and validation split, so that a test on them is refused.
+        training: Seeds, epochs, data hash and whatever else documents the run.
+    """
+
+    facts: Facts
+    temperature: float = 1.0
+    weights_sha256: str = ""
+    trained_on: tuple[str, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecord:
+    """Return the record in `model_dir`, or the one that the bundle ships with when nothing was trained yet.
+
+    Args:
+        model_dir: The bundle's `models` folder.
+        shipped: Facts to start from where there is no record, as in the bundle's metadata.
+
+    Raises:
+        MedvolError: `BAD_RECORD` for a file that is not a record.
+    """
+    path = Path(model_dir) / RECORD_FILE
+    if not path.is_file():
+        return ModelRecord(facts=Facts.from_dict(dict(shipped)))
+    try:
+        values = json.loads(path.read_text())
+        return ModelRecord(
+            facts=Facts.from_dict(values["facts"]),
+            temperature=float(values["temperature"]),
+            weights_sha256=values["weights_sha256"],
+            trained_on=tuple(values["trained_on"]),
+            training=values["training"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise MedvolError(
+            "BAD_RECORD", file=path, found=f"{type(error).__name__}: {error}", expected="a record written by training",
+            fix="train again",
+        ) from error
+
+
+def save_model(model_dir: str | Path, network: nn.Module, record: ModelRecord) -> ModelRecord:
+    """Write weights and record atomically, the weights first, and return the record with the weights' digest."""
+    folder = Path(model_dir)
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_atomically(folder / WEIGHTS_FILE, lambda stream: torch.save(weights, stream))
+    values = {
+        "format": FORMAT,
+        "facts": record.facts.as_dict(),
+        "temperature": record.temperature,
+        "weights_sha256": file_sha256(folder / WEIGHTS_FILE),
+        "trained_on": list(record.trained_on),
+        "training": record.training,
+    }
+    write_text(folder / RECORD_FILE, json.dumps(values, indent=4))
+    return load_record(folder, {})
+
+
+def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord) -> nn.Module:
+    """Load the weights that belong to `record` and return the network.
+
+    Raises:
+        MedvolError: `NO_WEIGHTS`, `WEIGHTS_MISMATCH` when file and record do not belong together, `BAD_WEIGHTS` for a
+            damaged or foreign file, `OTHER_NETWORK` with the first layers that differ.
+    """
+    path = Path(model_dir) / WEIGHTS_FILE
+    if not path.is_file():
+        raise MedvolError("NO_WEIGHTS", file=path, found="no trained weights", fix="run configs/train.json first")
+    if record.weights_sha256 and file_sha256(path) != record.weights_sha256:
+        raise MedvolError(
+            "WEIGHTS_MISMATCH",
+            file=path,
+            found="weights other than those model.json was written with",
+            expected=f"sha256 {record.weights_sha256[:12]}...",
+            fix="restore the pair model.pt and model.json, or train again",
+        )
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MedvolError(
+            "BAD_WEIGHTS", file=path, found=str(error).splitlines()[0][:120], expected="a state dict", fix="train again"
+        ) from error
+    weights = weights.get("model", weights)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if differing:
+        name = differing[0]
+        raise MedvolError(
+            "OTHER_NETWORK",
+            file=path,
+            found=f"{len(differing)} layers differ, first {name}: {found.get(name, 'absent')}",
+            expected=f"{expected.get(name, 'absent')}",
+            fix="use the network and the study the weights were trained with",
+            details=differing,
+        )
+    network.load_state_dict(weights)
+    return network
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 digest of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def patient_digest(patient: str) -> str:
+    """Return a digest under which a patient is remembered without the name, 16 hexadecimal digits."""
+    return hashlib.sha256(patient.encode()).hexdigest()[:16]

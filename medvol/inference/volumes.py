@@ -1,0 +1,48 @@
+"""Volumes to predict, one after the other, where one bad file does not stop the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
+
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+
+from medvol.errors import MedvolError
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class VolumesToPredict(IterableDataset[dict[str, Any]]):
+    """Preprocess each case as it is asked for; a case that cannot be read is listed and left out.
+
+    Args:
+        data: Items with `case` and `image`.
+        transform: Preprocessing.
+        show_progress: Whether to draw a progress bar.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        show_progress: bool = True,
+    ) -> None:
+        self.data = list(data)
+        self.transform = transform
+        self.show_progress = show_progress
+        self.failures: list[MedvolError] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the preprocessed cases that could be read."""
+        self.failures.clear()
+        for item in tqdm(self.data, desc="Predicting", unit="case", disable=not self.show_progress):
+            try:
+                yield self.transform(dict(item))
+            except MedvolError as error:
+                named = error.for_case(item["case"])
+                logger.warning("Left out: %s", named)
+                self.failures.append(named)

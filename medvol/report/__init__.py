@@ -1,0 +1,1 @@
+"""What a run leaves in its output folder: metrics, predictions, pictures and the record of the run."""

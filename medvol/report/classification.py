@@ -1,0 +1,143 @@
+"""The results of a classification run: predictions.csv, metrics.json with intervals, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medvol.errors import MedvolError
+from medvol.inference.collect import Predictions
+from medvol.io.atomic import write_text
+from medvol.metrics.statistics import bootstrap_intervals, json_ready, majority_baseline
+from medvol.report import pictures
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """The split that was evaluated, with what its numbers are compared to.
+
+    Args:
+        bundle: Name of the bundle.
+        split: `val` or `test`.
+        classes: Class names in the order of the labels.
+        train_labels: Class indices of the training cases; the baseline predicts their most frequent one.
+    """
+
+    bundle: str
+    split: str
+    classes: tuple[str, ...]
+    train_labels: tuple[int, ...]
+
+
+def write_predictions(
+    path: str | Path,
+    predictions: Predictions,
+    classes: Sequence[str],
+    split: str = "",
+    failures: Sequence[MedvolError] = (),
+) -> Path:
+    """Write a row per case: case, patient, split, label, pred, a probability per class, and why a case failed.
+
+    Args:
+        path: CSV file.
+        predictions: Of the cases that could be read.
+        classes: Class names.
+        split: Name of the split, empty for inference.
+        failures: Refusals of the cases that could not.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "patient", "split", "label", "pred", *[f"prob_{name}" for name in classes], "error"])
+    for index, (case, patient) in enumerate(zip(predictions.cases, predictions.patients, strict=True)):
+        label = "" if predictions.labels is None else classes[predictions.labels[index]]
+        row = predictions.probabilities[index]
+        writer.writerow([case, patient, split, label, classes[int(row.argmax())], *[f"{p:.6f}" for p in row], ""])
+    for failure in failures:
+        writer.writerow([failure.case, "", split, "", "", *[""] * len(classes), str(failure)])
+    write_text(path, text.getvalue())
+    return Path(path)
+
+
+def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *, seed: int = 0) -> dict[str, Any]:
+    """Return the content of metrics.json: every metric with its 95 % interval, patients resampled.
+
+    Raises:
+        MedvolError: `NO_LABEL` when the cases have none.
+    """
+    if predictions.labels is None:
+        raise MedvolError("NO_LABEL", found="cases without labels", expected="a label for each", fix="run inference.json")
+    train_labels = np.asarray(evaluated.train_labels, dtype=np.int64)
+    return {
+        "bundle": evaluated.bundle,
+        "split": evaluated.split,
+        "n_cases": len(predictions.cases),
+        "n_patients": len(set(predictions.patients)),
+        "classes": list(evaluated.classes),
+        "metrics": bootstrap_intervals(
+            predictions.labels, predictions.probabilities, groups=predictions.patients, seed=seed
+        ),
+        "baseline": {
+            "name": "prevalence of the training split",
+            "metrics": majority_baseline(
+                train_labels, predictions.labels, len(evaluated.classes), groups=predictions.patients, seed=seed
+            ),
+        },
+    }
+
+
+def write_evaluation(output_dir: str | Path, predictions: Predictions, evaluated: EvaluatedSplit) -> list[Path]:
+    """Write metrics.json, predictions.csv and the pictures; log the table; return the files."""
+    folder = Path(output_dir)
+    result = evaluate_predictions(predictions, evaluated)
+    write_text(folder / "metrics.json", json.dumps(json_ready(result), indent=4))
+    files = [
+        folder / "metrics.json",
+        write_predictions(folder / "predictions.csv", predictions, evaluated.classes, evaluated.split),
+    ]
+    for line in metrics_table(result):
+        logger.info("%s", line)
+    return files + draw_evaluation(folder, predictions, evaluated.classes)
+
+
+def draw_evaluation(folder: Path, predictions: Predictions, classes: Sequence[str]) -> list[Path]:
+    """Write the three pictures, or say which extra brings them."""
+    if predictions.labels is None or not can_draw():
+        return []
+    labels, probabilities = predictions.labels, predictions.probabilities
+    return [
+        pictures.draw_confusion(folder / "confusion.png", labels, probabilities, classes),
+        pictures.draw_roc(folder / "roc.png", labels, probabilities, classes),
+        pictures.draw_reliability(folder / "reliability.png", labels, probabilities),
+    ]
+
+
+def can_draw() -> bool:
+    """Tell whether matplotlib is installed, and say what to do when not."""
+    if find_spec("matplotlib") is None:
+        logger.warning("No pictures: pip install 'medvol-monai[plot]' brings matplotlib")
+        return False
+    return True
+
+
+def metrics_table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table: metric, value, interval, baseline."""
+    head = f"{result['bundle']} on {result['split']}: {result['n_cases']} cases of {result['n_patients']} patients"
+    lines = [head, f"  {'metric':<20}{'value':>7}   {'95 % interval':<16}{'baseline':>9}"]
+    baseline = result["baseline"]["metrics"]
+    for name, entry in result["metrics"].items():
+        low, high = entry["ci95"]
+        lines.append(
+            f"  {name:<20}{entry['value']:>7.3f}   {f'{low:.3f} to {high:.3f}':<16}{baseline[name]['value']:>9.3f}"
+        )
+    return lines

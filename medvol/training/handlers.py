@@ -1,0 +1,214 @@
+"""Ignite handlers of a training run: each does one thing and is one line in train.json.
+
+Their order in the list does not matter; each hooks into the event it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from medvol.data.loading import EpochShuffle
+from medvol.errors import MedvolError
+from medvol.transforms.augment import AugmentRanges, apply_augmentation, draw_augmentation
+
+
+@final
+class AugmentBatch:
+    """Change each training batch as a whole, on the device, before the network sees it.
+
+    The draw depends on seed and iteration alone: the same for any number of workers, and after a resume.
+
+    Args:
+        ranges: How far each property may change.
+        extent_mm: Field of view along x, y, z.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, ranges: AugmentRanges, extent_mm: Sequence[float], seed: int) -> None:
+        self.ranges = ranges
+        self.extent_mm = tuple(extent_mm)
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the start of each iteration."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Replace the image of the current batch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + engine.state.iteration)
+        batch = engine.state.batch
+        draw = draw_augmentation(len(batch["image"]), self.ranges, self.extent_mm, generator)
+        batch["image"] = apply_augmentation(batch["image"], draw)
+
+
+@final
+class ShuffleByEpoch:
+    """Tell the sampler of the training loader which epoch begins."""
+
+    def __init__(self, sampler: EpochShuffle) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the start of each epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Pass the epoch on."""
+        self.sampler.epoch = engine.state.epoch
+
+
+@final
+class ClipGradients:
+    """Scale the gradients of a step down to a largest norm (Pascanu et al., ICML 2013)."""
+
+    def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Hook in between backward pass and optimiser step."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip in place."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+
+@final
+class RefuseNan:
+    """Stop before the optimiser step when the loss is not finite; the last checkpoint stays as it was.
+
+    Raises:
+        MedvolError: `NAN_LOSS`, naming epoch, iteration and the cases of the batch.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Hook in between loss and backward pass."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Check the loss of the current batch."""
+        loss = engine.state.output["loss"]
+        if torch.isfinite(loss):
+            return
+        bad = ~torch.isfinite(engine.state.batch["image"]).flatten(1).all(dim=1)
+        cases = engine.state.batch.get("case", [])
+        named = [case for case, is_bad in zip(cases, bad.tolist(), strict=False) if is_bad]
+        raise MedvolError(
+            "NAN_LOSS",
+            case=named[0] if named else "",
+            found=f"loss {float(loss)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}",
+            expected="a finite loss",
+            fix="check that case's voxels" if named else "lower --learning_rate or pass --precision float32",
+            details=named or cases,
+        )
+
+
+def averaged_weights(network: nn.Module, *, decay: float = 0.998) -> AveragedModel:
+    """Return a shadow of the network that holds the exponential moving average of its weights and buffers.
+
+    The decay starts low, `(1 + steps) / (10 + steps)`, so that the random start is forgotten (as in TensorFlow's
+    ExponentialMovingAverage).
+    """
+
+    @torch.no_grad()
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor | int) -> None:
+        count = int(steps)
+        keep = min(decay, (1 + count) / (10 + count))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - keep)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+
+
+@final
+class AverageWeights:
+    """Update the moving average after each step."""
+
+    def __init__(self, averaged: AveragedModel, network: nn.Module) -> None:
+        self.averaged = averaged
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the end of each iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Move the average towards the current weights."""
+        self.averaged.update_parameters(self.network)
+
+
+@final
+class TrainingHistory:
+    """Record the loss of every epoch and the validation metrics, and show both in a progress bar.
+
+    Args:
+        optimizer: Its learning rate is recorded.
+        validator: Evaluator whose metrics are recorded.
+        show_progress: Whether to draw the bar.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, validator: Engine, *, show_progress: bool = True) -> None:
+        self.optimizer = optimizer
+        self.validator = validator
+        self.show_progress = show_progress
+        self.rows: list[dict[str, float]] = []
+        self._losses: list[float] = []
+        self._bar: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the iterations and the end of each epoch."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.add_row)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.close_and_raise)
+
+    def start(self, engine: Engine) -> None:
+        """Open the bar at the epoch training starts from."""
+        self._bar = tqdm(
+            total=engine.state.max_epochs,
+            initial=engine.state.epoch,
+            desc="Training",
+            unit="epoch",
+            disable=not self.show_progress,
+        )
+
+    def add_loss(self, engine: Engine) -> None:
+        """Take the loss of one iteration."""
+        # MONAI decollates the output: one dictionary per case, each with the batch's loss.
+        output = engine.state.output
+        self._losses.append(float(output[0]["loss"] if isinstance(output, list) else output["loss"]))
+
+    def add_row(self, engine: Engine) -> None:
+        """Close an epoch."""
+        loss = sum(self._losses) / max(1, len(self._losses))
+        self._losses.clear()
+        metrics = {
+            name: float(value) for name, value in self.validator.state.metrics.items() if isinstance(value, (int, float))
+        }
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.rows.append({"epoch": engine.state.epoch, "train_loss": loss, "learning_rate": rate, **metrics})
+        self._bar.set_postfix({"loss": f"{loss:.3f}", **{name: f"{value:.3f}" for name, value in metrics.items()}})
+        self._bar.update()
+
+    def close(self, engine: Engine) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def close_and_raise(self, engine: Engine, error: BaseException) -> None:
+        """Close the bar and let the error go on."""
+        self.close(engine)
+        raise error

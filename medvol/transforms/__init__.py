@@ -1,0 +1,1 @@
+"""Preprocessing, augmentation and postprocessing; each formula once, as a function of tensors."""

@@ -1,0 +1,156 @@
+"""Augmentation of a whole batch: draw first, apply second.
+
+`draw_augmentation` takes every random number from one generator; `apply_augmentation` is deterministic and works on the
+batch tensor with a single affine resample. Per-sample augmentation in the data workers costs more than a small network
+does, and depends on how many workers there are; this does neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AugmentRanges:
+    """How far each property may be changed; zero switches it off.
+
+    Args:
+        flip_axes: Spatial axes (0 = x) that are mirrored with probability one half each.
+        rotate_deg: Largest angle about each axis, in degrees.
+        scale: Largest relative change of size, common to the axes.
+        shift: Largest shift along each axis, as a fraction of the field of view.
+        contrast: Largest relative change of the intensities' distance from the volume's mean.
+        brightness: Largest addition to the (normalised) intensities.
+        noise: Largest standard deviation of added Gaussian noise.
+    """
+
+    flip_axes: tuple[int, ...] = ()
+    rotate_deg: float = 15.0
+    scale: float = 0.1
+    shift: float = 0.08
+    contrast: float = 0.15
+    brightness: float = 0.1
+    noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flip_axes", tuple(self.flip_axes))
+        if any(axis not in (0, 1, 2) for axis in self.flip_axes):
+            raise ValueError(f"flip_axes must be among 0, 1, 2, got {self.flip_axes}")
+
+
+@dataclass(frozen=True)
+class AugmentDraw:
+    """What was drawn for a batch of n volumes.
+
+    Args:
+        matrix: Output to input position in units of the field of view from its centre, (n, 3, 4), axes x y z.
+        gain: Factor on the distance from the volume's mean, (n,).
+        offset: Addition to the intensities, (n,).
+        noise_sd: Standard deviation of the noise, (n,).
+        noise_seed: Seed of the noise field.
+    """
+
+    matrix: Tensor
+    gain: Tensor
+    offset: Tensor
+    noise_sd: Tensor
+    noise_seed: int
+
+
+def flip_axes_for(*, laterality_matters: bool, has_geometry: bool) -> tuple[int, ...]:
+    """Return the axes that may be mirrored without changing what the volume shows.
+
+    Volumes are in RAS+ order, so axis 0 is left/right. Without a geometry nobody knows which axis that is.
+    """
+    if not laterality_matters:
+        return (0, 1, 2)
+    return (1, 2) if has_geometry else ()
+
+
+def draw_augmentation(
+    count: int, ranges: AugmentRanges, extent_mm: Sequence[float], generator: torch.Generator
+) -> AugmentDraw:
+    """Draw the changes of `count` volumes.
+
+    Args:
+        count: Volumes in the batch.
+        ranges: How far each property may change.
+        extent_mm: Field of view along x, y, z; only ratios matter. Keeps rotations rigid on anisotropic grids.
+        generator: Source of every random number.
+    """
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator) * 2 - 1
+
+    angles = uniform(3) * math.radians(ranges.rotate_deg)
+    scales = torch.exp(uniform(1) * math.log1p(ranges.scale))
+    shifts = uniform(3) * ranges.shift
+    signs = torch.ones(count, 3)
+    for axis in ranges.flip_axes:
+        signs[:, axis] = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    extent = torch.tensor([float(length) for length in extent_mm])
+    rigid = _rotations(angles) * (scales * signs).unsqueeze(1)  # columns of the rotation are mirrored and scaled
+    linear = rigid * extent / extent.unsqueeze(1)
+    return AugmentDraw(
+        matrix=torch.cat([linear, shifts.unsqueeze(2)], dim=2),
+        gain=1 + uniform() * ranges.contrast,
+        offset=uniform() * ranges.brightness,
+        noise_sd=uniform().abs() * ranges.noise,
+        noise_seed=int(torch.randint(2**31, (1,), generator=generator)),
+    )
+
+
+def apply_augmentation(batch: Tensor, draw: AugmentDraw) -> Tensor:
+    """Return the changed batch, same shape (n, channel, x, y, z); outside the volume its border is repeated.
+
+    Resampling is trilinear, one pass for flips, rotation, scale and shift together.
+    """
+    moved = F.grid_sample(
+        batch, sampling_grid(draw.matrix, batch.shape[2:]), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    column = (-1, 1, 1, 1, 1)
+    mean = moved.mean(dim=(1, 2, 3, 4), keepdim=True)
+    moved = (moved - mean) * draw.gain.view(column) + (mean + draw.offset.view(column))
+    if draw.noise_sd.any():
+        noise = torch.empty_like(moved).normal_(generator=torch.Generator().manual_seed(draw.noise_seed))
+        moved.addcmul_(noise, draw.noise_sd.view(column).expand_as(moved))
+    return moved
+
+
+def sampling_grid(matrix: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the grid that `grid_sample` wants, (n, x, y, z, 3) with its last axis in the order z y x.
+
+    The same as `affine_grid`, built from three rays: about twice as fast, since no 4-vector per voxel is stored.
+    """
+    rays = [_voxel_centres(int(length)) for length in size]
+    # grid_sample counts positions from -1 to 1 over the field of view, a factor of 2 that only the shift feels.
+    linear, shift = matrix[:, :, :3].flip(1), 2 * matrix[:, :, 3].flip(1)
+    x, y, z = (
+        linear[:, None, :, axis] * ray[None, :, None] for axis, ray in enumerate(rays)
+    )  # each (n, length, 3)
+    plane = x[:, :, None] + (y + shift[:, None])[:, None]  # (n, x, y, 3)
+    return plane[:, :, :, None] + z[:, None, None]
+
+
+def _voxel_centres(length: int) -> Tensor:
+    return (torch.arange(length, dtype=torch.float32) * 2 + 1) / length - 1
+
+
+def _rotations(angles: Tensor) -> Tensor:
+    """Return Rz @ Ry @ Rx for angles in radians, (n, 3) to (n, 3, 3)."""
+    cos, sin = angles.cos(), angles.sin()
+    zero, one = torch.zeros(len(angles)), torch.ones(len(angles))
+
+    def matrix(*entries: Tensor) -> Tensor:
+        return torch.stack(entries, dim=1).view(-1, 3, 3)
+
+    about_x = matrix(one, zero, zero, zero, cos[:, 0], -sin[:, 0], zero, sin[:, 0], cos[:, 0])
+    about_y = matrix(cos[:, 1], zero, sin[:, 1], zero, one, zero, -sin[:, 1], zero, cos[:, 1])
+    about_z = matrix(cos[:, 2], -sin[:, 2], zero, sin[:, 2], cos[:, 2], zero, zero, zero, one)
+    return about_z @ about_y @ about_x
