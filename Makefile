@@ -1,0 +1,51 @@
+# Each target works alone on a fresh clone: the first one called creates .venv and installs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUNDLE := bundles/resnet3d_classification
+RUN := $(BIN)/python -m monai.bundle run --bundle_root $(BUNDLE) --output_dir demo --model_dir demo/models
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: demo test lint bench notebooks clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plot,test,notebooks,export]'
+	touch $@
+
+## make demo       train, evaluate and predict the main bundle on data generated locally
+demo: $(VENV)/installed
+	$(RUN) --config_file $(BUNDLE)/configs/train.json --max_epochs 40
+	$(RUN) --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']"
+	$(RUN) --config_file $(BUNDLE)/configs/inference.json --output_dir demo/predicted
+	@echo
+	@echo "Metrics with intervals: demo/metrics.json   pictures: demo/*.png   predictions: demo/predicted/predictions.csv"
+
+## make test       the test suite
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+## make lint       style, types and the size limits
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+## make bench      speed against stock MONAI on this machine, as tables (idle machine, about 15 minutes)
+bench: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/bench_cache.py
+	$(BIN)/python tests/benchmarks/bench_training.py
+
+## make notebooks  build and execute the notebooks
+notebooks: $(VENV)/installed
+	$(BIN)/python -m jupytext --to ipynb --execute notebooks/*.py
+
+## make clean      remove the environment and what the demo wrote
+clean:
+	rm -rf $(VENV) demo

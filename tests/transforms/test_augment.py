@@ -1,0 +1,134 @@
+"""Batch augmentation against affine_grid, scipy and hand-made volumes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from medvol.transforms.augment import (
+    AugmentRanges,
+    apply_augmentation,
+    draw_augmentation,
+    flip_axes_for,
+    sampling_grid,
+)
+
+STILL = AugmentRanges(flip_axes=(), rotate_deg=0, scale=0, shift=0, contrast=0, brightness=0, noise=0)
+SIZE = (7, 8, 9)
+EXTENT_MM = (7.0, 12.0, 27.0)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def volumes(count=2):
+    return torch.rand(count, 1, *SIZE, generator=generator(5))
+
+
+def test_nothing_drawn_changes_nothing():
+    draw = draw_augmentation(2, STILL, EXTENT_MM, generator())
+    torch.testing.assert_close(apply_augmentation(volumes(), draw), volumes())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flip_mirrors_exactly_the_named_axis_in_about_half_of_the_volumes(axis):
+    batch = volumes(1).expand(40, -1, -1, -1, -1)
+    changed = apply_augmentation(batch, draw_augmentation(40, replace(STILL, flip_axes=(axis,)), EXTENT_MM, generator()))
+    mirrored = torch.tensor([torch.allclose(one, batch[0].flip(axis + 1), atol=1e-5) for one in changed])
+    unchanged = torch.tensor([torch.allclose(one, batch[0], atol=1e-5) for one in changed])
+    assert (mirrored ^ unchanged).all()
+    assert 8 <= int(mirrored.sum()) <= 32
+
+
+def test_the_grid_equals_torchs_affine_grid():
+    draw = draw_augmentation(3, AugmentRanges(flip_axes=(0, 1)), EXTENT_MM, generator())
+    theta = draw.matrix.clone()
+    theta[:, :, 3] *= 2
+    theta = theta.flip(1)
+    theta = torch.cat([theta[:, :, :3].flip(2), theta[:, :, 3:]], dim=2)
+    expected = F.affine_grid(theta, [3, 1, *SIZE], align_corners=False)
+    torch.testing.assert_close(sampling_grid(draw.matrix, SIZE), expected, atol=1e-6, rtol=0)
+
+
+def test_rotation_is_rigid_in_millimetres_on_an_anisotropic_grid():
+    draw = draw_augmentation(5, replace(STILL, rotate_deg=30), EXTENT_MM, generator())
+    extent = torch.tensor(EXTENT_MM)
+    in_mm = draw.matrix[:, :, :3] * extent[:, None] / extent[None, :]
+    torch.testing.assert_close(in_mm @ in_mm.mT, torch.eye(3).expand(5, 3, 3), atol=1e-5, rtol=0)
+
+
+def test_the_resample_agrees_with_scipy():
+    ranges = replace(STILL, rotate_deg=25, scale=0.2, shift=0.1, flip_axes=(1,))
+    batch = torch.from_numpy(ndimage.gaussian_filter(np.random.default_rng(0).random((1, 1, 14, 16, 18)), 1)).float()
+    draw = draw_augmentation(1, ranges, (14, 24, 54), generator(3))
+    size = np.array(batch.shape[2:], dtype=float)
+    # From voxel index to fraction of the field of view from the centre, through the matrix, and back.
+    linear = np.diag(size) @ draw.matrix[0, :, :3].double().numpy() @ np.diag(1 / size)
+    centre = (size - 1) / 2
+    offset = centre - linear @ centre + size * draw.matrix[0, :, 3].double().numpy()
+    expected = ndimage.affine_transform(batch[0, 0].numpy(), linear, offset, order=1, mode="nearest")
+    np.testing.assert_allclose(apply_augmentation(batch, draw)[0, 0].numpy(), expected, atol=1e-5)
+
+
+def test_contrast_keeps_the_mean_and_brightness_moves_it():
+    batch = volumes(6)
+    contrast = apply_augmentation(batch, draw_augmentation(6, replace(STILL, contrast=0.5), EXTENT_MM, generator()))
+    torch.testing.assert_close(contrast.mean(dim=(1, 2, 3, 4)), batch.mean(dim=(1, 2, 3, 4)))
+    assert not torch.allclose(contrast, batch)
+    draw = draw_augmentation(6, replace(STILL, brightness=0.5), EXTENT_MM, generator())
+    brighter = apply_augmentation(batch, draw)
+    torch.testing.assert_close(brighter - batch, draw.offset.view(6, 1, 1, 1, 1).expand_as(batch), atol=1e-5, rtol=0)
+
+
+def test_noise_has_the_drawn_standard_deviation():
+    draw = draw_augmentation(4, replace(STILL, noise=0.5), (1, 1, 1), generator())
+    noisy = apply_augmentation(torch.zeros(4, 1, 24, 24, 24), draw)
+    torch.testing.assert_close(noisy.std(dim=(1, 2, 3, 4)), draw.noise_sd, rtol=0.05, atol=1e-3)
+
+
+def test_the_same_generator_gives_the_same_batch_and_the_input_is_left_alone():
+    batch = volumes(3)
+    before = batch.clone()
+    ranges = AugmentRanges(flip_axes=(0, 1, 2))
+    first = apply_augmentation(batch, draw_augmentation(3, ranges, EXTENT_MM, generator(7)))
+    second = apply_augmentation(batch, draw_augmentation(3, ranges, EXTENT_MM, generator(7)))
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    torch.testing.assert_close(batch, before, atol=0, rtol=0)
+    third = apply_augmentation(batch, draw_augmentation(3, ranges, EXTENT_MM, generator(8)))
+    assert not torch.allclose(first, third)
+
+
+def test_a_whole_batch_equals_its_volumes_one_by_one():
+    ranges = replace(AugmentRanges(flip_axes=(0, 2)), noise=0)
+    batch = volumes(3)
+    draw = draw_augmentation(3, ranges, EXTENT_MM, generator(2))
+    whole = apply_augmentation(batch, draw)
+    for index in range(3):
+        part = slice(index, index + 1)
+        alone = replace(
+            draw,
+            matrix=draw.matrix[part],
+            gain=draw.gain[part],
+            offset=draw.offset[part],
+            noise_sd=draw.noise_sd[part],
+        )
+        torch.testing.assert_close(apply_augmentation(batch[part], alone), whole[part])
+
+
+@pytest.mark.parametrize(
+    ("laterality_matters", "has_geometry", "axes"),
+    [(True, True, (1, 2)), (True, False, ()), (False, True, (0, 1, 2)), (False, False, (0, 1, 2))],
+)
+def test_left_and_right_are_mirrored_only_where_the_study_says_it_does_not_matter(
+    laterality_matters, has_geometry, axes
+):
+    assert flip_axes_for(laterality_matters=laterality_matters, has_geometry=has_geometry) == axes
+
+
+def test_an_axis_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="flip_axes"):
+        AugmentRanges(flip_axes=(3,))
