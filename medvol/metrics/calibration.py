@@ -1,0 +1,82 @@
+"""Temperature scaling: one number that makes a network's confidence match its accuracy (Guo et al., ICML 2017).
+
+It never changes which class is the most probable one, so accuracy and AUC of a binary model stay what they were.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from medvol.errors import MedvolError
+
+Floats = npt.NDArray[np.float64]
+
+TEMPERATURE_BOUNDS = (0.05, 20.0)
+"""On a validation set without an error the best temperature is 0; the bound keeps probabilities away from 0 and 1."""
+
+
+def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return the temperature within `TEMPERATURE_BOUNDS` with the least negative log-likelihood.
+
+    Args:
+        logits: Shape (n, classes); or (n,) or (n, 1), the one logit of a binary model, positive for class 1.
+        labels: Class indices, shape (n,).
+
+    Raises:
+        MedvolError: BAD_PREDICTIONS when shapes disagree, a logit is not finite or a label has no column.
+    """
+    from scipy.optimize import minimize_scalar
+
+    scores = _two_columns(logits)
+    truth = np.asarray(labels)
+    fits = truth.ndim == 1 and len(truth) == len(scores) > 0 and np.issubdtype(truth.dtype, np.integer)
+    if not fits or truth.min() < 0 or truth.max() >= scores.shape[1]:
+        raise _bad(f"logits of shape {scores.shape}, labels of shape {truth.shape} and type {truth.dtype}")
+
+    def loss(log_temperature: float) -> float:
+        scaled = scores / math.exp(log_temperature)
+        return float(np.mean(_log_sum(scaled) - scaled[np.arange(len(truth)), truth]))
+
+    # The loss is convex in 1 / temperature, hence has one valley on the logarithmic scale too.
+    low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.clip(math.exp(found.x), *TEMPERATURE_BOUNDS))
+
+
+def apply_temperature(logits: npt.ArrayLike, temperature: float) -> Floats:
+    """Return softmax(logits / temperature), shape (n, classes); two columns for the one logit of a binary model.
+
+    Raises:
+        MedvolError: BAD_PREDICTIONS when a logit is not finite or the temperature is not positive.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise _bad(f"temperature {temperature}")
+    scaled = _two_columns(logits) / temperature
+    return np.asarray(np.exp(scaled - _log_sum(scaled)[:, None]))
+
+
+def _two_columns(logits: npt.ArrayLike) -> Floats:
+    scores = np.asarray(logits, dtype=np.float64)
+    if scores.ndim == 1:
+        scores = scores[:, None]
+    if scores.ndim != 2 or scores.shape[1] == 0 or not np.isfinite(scores).all():
+        raise _bad(f"logits of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} of them not finite")
+    # sigmoid(x) is softmax over (0, x).
+    return np.hstack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
+
+
+def _log_sum(scores: Floats) -> Floats:
+    peak = scores.max(axis=1)
+    return np.asarray(peak + np.log(np.exp(scores - peak[:, None]).sum(axis=1)))
+
+
+def _bad(found: str) -> MedvolError:
+    return MedvolError(
+        "BAD_PREDICTIONS",
+        found=found,
+        expected="finite logits (n, classes), integer labels (n,), a temperature above 0",
+        fix="pass the network's outputs before softmax",
+    )

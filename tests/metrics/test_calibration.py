@@ -1,0 +1,125 @@
+"""Temperature scaling and the JSON border."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, softmax
+
+from medvol.errors import MedvolError
+from medvol.metrics.calibration import TEMPERATURE_BOUNDS, apply_temperature, fit_temperature
+from medvol.metrics.classification import ece
+from medvol.metrics.json_ready import json_ready
+
+
+def calibrated(seed, n=4000, classes=3):
+    """Logits whose softmax is the very distribution the labels are drawn from."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2, size=(n, classes))
+    labels = (softmax(logits, axis=1).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    return logits, labels.clip(max=classes - 1)
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 3.0])
+def test_the_factor_that_spoilt_calibrated_logits_is_found(factor):
+    logits, labels = calibrated(0)
+    assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.06)
+
+
+def test_the_temperature_by_hand():
+    # One logit of 2, right in three of four cases: calibrated when sigmoid(2 / T) = 3/4, T = 2 / ln 3.
+    logits, labels = np.full(4, 2.0), np.array([1, 1, 1, 0])
+    assert fit_temperature(logits, labels) == pytest.approx(2 / math.log(3), rel=1e-4)
+    assert apply_temperature(logits, 2 / math.log(3))[0] == pytest.approx([0.25, 0.75])
+
+
+def test_scaling_lowers_the_calibration_error_of_an_overconfident_network():
+    logits, labels = calibrated(1)
+    before = ece(labels, apply_temperature(4 * logits, 1.0))
+    after = ece(labels, apply_temperature(4 * logits, fit_temperature(4 * logits, labels)))
+    assert after < 0.3 * before
+
+
+def test_one_logit_equals_two_with_the_first_at_zero():
+    rng = np.random.default_rng(2)
+    column, labels = rng.normal(size=50), rng.integers(0, 2, 50)
+    two = np.stack([np.zeros(50), column], axis=1)
+    assert fit_temperature(column, labels) == fit_temperature(two, labels) == fit_temperature(column[:, None], labels)
+    np.testing.assert_allclose(apply_temperature(column, 2.0)[:, 1], expit(column / 2))
+
+
+@pytest.mark.parametrize(("labels", "expected"), [([0, 1], TEMPERATURE_BOUNDS[0]), ([1, 0], TEMPERATURE_BOUNDS[1])])
+def test_the_temperature_stays_within_its_bounds(labels, expected):
+    # Larger logits would make the likelihood flat near the lower bound, and the search may stop anywhere on a plain.
+    temperature = fit_temperature([[0.3, 0.0], [0.0, 0.3]], labels)
+    assert TEMPERATURE_BOUNDS[0] <= temperature <= TEMPERATURE_BOUNDS[1]
+    assert temperature == pytest.approx(expected, rel=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 20))
+def test_scaling_keeps_the_predicted_class_and_gives_probabilities(seed, temperature):
+    logits = np.random.default_rng(seed).normal(scale=200, size=(20, 4))
+    probabilities = apply_temperature(logits, temperature)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    np.testing.assert_allclose(probabilities, softmax(logits / temperature, axis=1), atol=1e-12)
+    assert (probabilities.max(axis=1) == probabilities[np.arange(20), logits.argmax(axis=1)]).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [([[1.0, 2.0]], [0, 1]), ([[np.nan, 1.0]], [0]), ([[1.0, 2.0]], [2]), ([[1.0, 2.0]], [0.5]), ([[]], [0])],
+)
+def test_malformed_logits_are_refused(logits, labels):
+    with pytest.raises(MedvolError) as refusal:
+        fit_temperature(logits, labels)
+    assert refusal.value.code == "BAD_PREDICTIONS"
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    with pytest.raises(MedvolError, match="temperature"):
+        apply_temperature([[1.0, 2.0]], temperature)
+
+
+@dataclass(frozen=True)
+class Pair:
+    first: float
+    second: np.ndarray
+
+
+def test_numbers_become_strict_json():
+    value = {
+        "nan": np.float32("nan"),
+        1: float("inf"),
+        "count": np.int64(3),
+        "flag": np.bool_(True),
+        "array": np.array([[1.0, np.nan]]),
+        "pair": Pair(0.5, np.array([1, 2])),
+        "path": Path("a") / "b",
+        "set": {"b", "a"},
+        "none": (None, "x", True),
+    }
+    expected = {
+        "nan": None,
+        "1": None,
+        "count": 3,
+        "flag": True,
+        "array": [[1.0, None]],
+        "pair": {"first": 0.5, "second": [1, 2]},
+        "path": "a/b",
+        "set": ["a", "b"],
+        "none": [None, "x", True],
+    }
+    assert json.loads(json.dumps(json_ready(value), allow_nan=False)) == expected
+    assert type(json_ready(np.float64(1.5))) is float
+
+
+def test_a_type_without_a_json_form_is_refused_by_name():
+    with pytest.raises(TypeError, match="object"):
+        json_ready([object()])
