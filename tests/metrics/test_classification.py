@@ -69,6 +69,12 @@ def test_a_confidence_on_a_bin_edge_belongs_to_the_bin_below_it():
     assert np.isnan(bins.confidence[0])
 
 
+def test_float_noise_moves_no_case_over_a_bin_edge():
+    noisy = 0.1 + 0.2 + 0.4
+    assert noisy > 0.7
+    assert reliability_bins([1], binary(noisy)).count[6] == 1
+
+
 def test_multi_class_metrics_by_hand():
     labels = np.array([0, 1, 2, 2])
     scores = np.array([[0.6, 0.2, 0.2], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]])
@@ -167,6 +173,7 @@ def test_roc_points_agree_with_scikit_learn(seed):
         ([0, 2], binary(0.1, 0.2), "label 2 in row 1"),
         ([0.0, 1.0], binary(0.1, 0.2), "float64"),
         ([0, 1], [[0.5, 0.5], [2.0, -3.1]], "in row 1, 1 such rows"),
+        ([0, 1], [[0.5, 0.5], [1.2, -0.2]], "in row 1"),
         ([0, 1], [[0.5, 0.5], [np.nan, 0.5]], "in row 1"),
         ([0, 1], [[0.3], [0.4]], "classes >= 2"),
     ],

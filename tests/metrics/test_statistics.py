@@ -90,6 +90,16 @@ def test_undefined_resamples_are_dropped_and_counted():
     assert result["auc"]["ci95"] == [1.0, 1.0]
 
 
+def test_an_interval_that_resampling_shifts_off_the_value_is_widened_to_it():
+    # Calibrated to the case, so the ECE is 0, but hardly any resample is.
+    confidence = np.repeat([0.6, 0.7, 0.8, 0.9], 10)
+    labels = np.concatenate([np.arange(10) < right for right in (6, 7, 8, 9)]).astype(int)
+    entry = bootstrap_intervals(labels, np.stack([1 - confidence, confidence], axis=1), range(40))["ece"]
+    assert entry["value"] == pytest.approx(0, abs=1e-12)
+    assert entry["ci95"][0] == entry["value"]
+    assert entry["ci95"][1] > 0.1
+
+
 def test_one_patient_gives_a_value_without_an_interval():
     labels, scores = study(3, 6)
     result = bootstrap_intervals(labels, scores, ["p"] * 6, resamples=20)
@@ -246,6 +256,10 @@ def test_a_score_compared_with_itself_is_no_different():
 def test_a_difference_without_variance_has_no_p_value(labels):
     perfect, constant = np.array(labels, dtype=float), np.zeros(len(labels))
     assert np.isnan(delong_test(labels, perfect, constant).p_value)
+
+
+def test_a_single_positive_has_no_p_value():
+    assert np.isnan(delong_test([0, 0, 0, 1], [0.1, 0.9, 0.2, 0.5], [0.1, 0.2, 0.3, 0.4]).p_value)
 
 
 def test_delong_rejects_true_null_hypotheses_at_its_level():
