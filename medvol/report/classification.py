@@ -17,7 +17,8 @@ import numpy as np
 from medvol.errors import MedvolError
 from medvol.inference.collect import Predictions
 from medvol.io.atomic import write_text
-from medvol.metrics.statistics import bootstrap_intervals, json_ready, majority_baseline
+from medvol.metrics.json_ready import json_ready
+from medvol.metrics.statistics import bootstrap_intervals, majority_baseline
 from medvol.report import pictures
 
 logger = logging.getLogger(__name__)
@@ -84,14 +85,10 @@ def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *,
         "n_cases": len(predictions.cases),
         "n_patients": len(set(predictions.patients)),
         "classes": list(evaluated.classes),
-        "metrics": bootstrap_intervals(
-            predictions.labels, predictions.probabilities, groups=predictions.patients, seed=seed
-        ),
+        "metrics": bootstrap_intervals(predictions.labels, predictions.probabilities, predictions.patients, seed=seed),
         "baseline": {
             "name": "prevalence of the training split",
-            "metrics": majority_baseline(
-                train_labels, predictions.labels, len(evaluated.classes), groups=predictions.patients, seed=seed
-            ),
+            "metrics": majority_baseline(train_labels, predictions.labels, evaluated.classes, predictions.patients),
         },
     }
 

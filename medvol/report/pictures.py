@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.io.atomic import write_atomically
-from medvol.metrics.classification import confusion_matrix, reliability_bins, roc_points
+from medvol.metrics.classification import confusion_matrix, reliability_bins, roc_curve
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
@@ -66,8 +66,8 @@ def draw_roc(path: Path, labels: Labels, probabilities: Probabilities, classes: 
         truth = labels == index
         if truth.all() or not truth.any():
             continue
-        false_rate, true_rate = roc_points(truth, probabilities[:, index])
-        axes.plot(false_rate, true_rate, color=COLOURS[number % len(COLOURS)], label=classes[index])
+        curve = roc_curve(truth, probabilities[:, index])
+        axes.plot(curve.false_positive_rate, curve.true_positive_rate, color=COLOURS[number % len(COLOURS)], label=classes[index])
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(0, 1), ylim=(0, 1.01))
     axes.legend(loc="lower right")
@@ -79,9 +79,8 @@ def draw_reliability(path: Path, labels: Labels, probabilities: Probabilities) -
     bins = reliability_bins(labels, probabilities)
     figure, axes = _figure(4.4, 4.4)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfectly calibrated")
-    counts = np.asarray(bins.count, dtype=float)
-    filled = counts > 0
-    area = 20 + 300 * counts[filled] / counts.sum()
+    filled = bins.count > 0
+    area = 20 + 300 * bins.count[filled] / bins.count.sum()
     axes.scatter(bins.confidence[filled], bins.accuracy[filled], s=area, color=COLOURS[0], alpha=0.8)
     axes.plot(bins.confidence[filled], bins.accuracy[filled], color=COLOURS[0], label="model")
     axes.set(xlabel="confidence", ylabel="share that is right", title="Reliability", xlim=(0, 1), ylim=(0, 1.02))

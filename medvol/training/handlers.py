@@ -96,7 +96,7 @@ class RefuseNan:
 
     def __call__(self, engine: Engine) -> None:
         """Check the loss of the current batch."""
-        loss = engine.state.output["loss"]
+        loss = engine.state.output["loss"].detach()
         if torch.isfinite(loss):
             return
         bad = ~torch.isfinite(engine.state.batch["image"]).flatten(1).all(dim=1)

@@ -18,7 +18,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AugmentRanges:
-    """How far each property may be changed; zero switches it off.
+    """How far and how often each property may be changed; zero switches it off.
+
+    Most volumes keep their grey values: batch normalisation learns its statistics from what it is shown, and a network
+    that never saw a clean background answers with a bias when it meets one.
 
     Args:
         flip_axes: Spatial axes (0 = x) that are mirrored with probability one half each.
@@ -28,6 +31,8 @@ class AugmentRanges:
         contrast: Largest relative change of the intensities' distance from the volume's mean.
         brightness: Largest addition to the (normalised) intensities.
         noise: Largest standard deviation of added Gaussian noise.
+        affine_probability: How often a volume is rotated and scaled; shifts and flips are drawn for every one.
+        intensity_probability: How often contrast, brightness and noise are each changed (nnU-Net's value).
     """
 
     flip_axes: tuple[int, ...] = ()
@@ -36,7 +41,9 @@ class AugmentRanges:
     shift: float = 0.08
     contrast: float = 0.15
     brightness: float = 0.1
-    noise: float = 0.03
+    noise: float = 0.05
+    affine_probability: float = 0.5
+    intensity_probability: float = 0.15
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flip_axes", tuple(self.flip_axes))
@@ -88,8 +95,12 @@ def draw_augmentation(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator) * 2 - 1
 
-    angles = uniform(3) * math.radians(ranges.rotate_deg)
-    scales = torch.exp(uniform(1) * math.log1p(ranges.scale))
+    def happens(probability: float) -> Tensor:
+        return (torch.rand(count, generator=generator) < probability).float()
+
+    turned = happens(ranges.affine_probability).unsqueeze(1)
+    angles = turned * uniform(3) * math.radians(ranges.rotate_deg)
+    scales = torch.exp(turned * uniform(1) * math.log1p(ranges.scale))
     shifts = uniform(3) * ranges.shift
     signs = torch.ones(count, 3)
     for axis in ranges.flip_axes:
@@ -99,9 +110,9 @@ def draw_augmentation(
     linear = rigid * extent / extent.unsqueeze(1)
     return AugmentDraw(
         matrix=torch.cat([linear, shifts.unsqueeze(2)], dim=2),
-        gain=1 + uniform() * ranges.contrast,
-        offset=uniform() * ranges.brightness,
-        noise_sd=uniform().abs() * ranges.noise,
+        gain=1 + happens(ranges.intensity_probability) * uniform() * ranges.contrast,
+        offset=happens(ranges.intensity_probability) * uniform() * ranges.brightness,
+        noise_sd=happens(ranges.intensity_probability) * uniform().abs() * ranges.noise,
         noise_seed=int(torch.randint(2**31, (1,), generator=generator)),
     )
 

@@ -16,7 +16,8 @@ from medvol.transforms.augment import (
     sampling_grid,
 )
 
-STILL = AugmentRanges(flip_axes=(), rotate_deg=0, scale=0, shift=0, contrast=0, brightness=0, noise=0)
+ALWAYS = {"affine_probability": 1.0, "intensity_probability": 1.0}
+STILL = AugmentRanges(rotate_deg=0, scale=0, shift=0, contrast=0, brightness=0, noise=0, **ALWAYS)
 SIZE = (7, 8, 9)
 EXTENT_MM = (7.0, 12.0, 27.0)
 
@@ -88,6 +89,15 @@ def test_noise_has_the_drawn_standard_deviation():
     draw = draw_augmentation(4, replace(STILL, noise=0.5), (1, 1, 1), generator())
     noisy = apply_augmentation(torch.zeros(4, 1, 24, 24, 24), draw)
     torch.testing.assert_close(noisy.std(dim=(1, 2, 3, 4)), draw.noise_sd, rtol=0.05, atol=1e-3)
+
+
+def test_intensities_are_changed_as_often_as_stated():
+    ranges = AugmentRanges(intensity_probability=0.25, affine_probability=0.5)
+    draw = draw_augmentation(4000, ranges, (1, 1, 1), generator())
+    for changed in (draw.gain != 1, draw.offset != 0, draw.noise_sd != 0):
+        assert changed.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    turned = (draw.matrix[:, :, :3] - torch.eye(3)).abs().amax(dim=(1, 2)) > 1e-6
+    assert turned.float().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
 def test_the_same_generator_gives_the_same_batch_and_the_input_is_left_alone():

@@ -1,0 +1,164 @@
+"""Training throughput against a stock MONAI recipe: the same network, batch and augmentation, in one run.
+
+    python tests/benchmarks/bench_training.py [--seconds 20]
+
+Stock is what MONAI's classification tutorials do: CacheDataset in memory, per-sample dictionary transforms, float32,
+default layout, `SupervisedTrainer`; with 0 and with 2 workers, of which the faster counts. medvol is what its bundles do:
+CachedVolumes, one augmentation per batch, measured precision and layout. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.data import CacheDataset, DataLoader
+from monai.engines import SupervisedTrainer
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    LoadImaged,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandShiftIntensityd,
+    ScaleIntensityRanged,
+)
+
+from medvol.data.cache import CachedVolumes
+from medvol.data.facts import Facts
+from medvol.data.loading import training_loader
+from medvol.inference.runtime import RuntimeInferer, choose_runtime
+from medvol.networks.resnet3d import resnet3d
+from medvol.training.handlers import AugmentBatch, AverageWeights, ClipGradients, RefuseNan, averaged_weights
+from medvol.training.losses import ClassificationLoss
+from medvol.transforms.augment import AugmentRanges
+from medvol.transforms.preprocess import volume_preprocessing
+
+CPU = torch.device("cpu")
+BATCH = {28: 32, 64: 16}
+CASES = {28: 256, 64: 64}
+
+
+def write_volumes(folder: Path, size: int) -> list[dict]:
+    """Write smooth 8-bit volumes as npy and return their items."""
+    rng = np.random.default_rng(0)
+    items = []
+    for index in range(CASES[size]):
+        coarse = rng.random((size // 4,) * 3)
+        path = folder / f"v{size}_{index}.npy"
+        np.save(path, (np.kron(coarse, np.ones((4, 4, 4))) * 255).astype(np.uint8))
+        items.append({"case": path.stem, "patient": path.stem, "image": str(path), "label": index % 2})
+    return items
+
+
+def stock_trainer(items: list[dict], size: int, workers: int) -> SupervisedTrainer:
+    """Return the trainer of MONAI's classification tutorials."""
+    key = "image"
+    transform = Compose(
+        [
+            LoadImaged(keys=key, reader="NumpyReader"),
+            EnsureChannelFirstd(keys=key, channel_dim="no_channel"),
+            ScaleIntensityRanged(keys=key, a_min=0, a_max=255, b_min=0, b_max=1),
+            *[RandFlipd(keys=key, prob=0.5, spatial_axis=axis) for axis in range(3)],
+            RandAffined(
+                keys=key,
+                prob=1.0,
+                rotate_range=[0.26] * 3,
+                scale_range=[0.1] * 3,
+                translate_range=[0.08 * size] * 3,
+                padding_mode="border",
+            ),
+            RandAdjustContrastd(keys=key, prob=1.0, gamma=(0.85, 1.15)),
+            RandShiftIntensityd(keys=key, prob=1.0, offsets=0.1),
+            RandGaussianNoised(keys=key, prob=1.0, std=0.03),
+        ]
+    )
+    dataset = CacheDataset(items, transform, progress=False)
+    torch.manual_seed(0)
+    network = resnet3d(1, 2)
+    return SupervisedTrainer(
+        device=CPU,
+        max_epochs=10_000,
+        train_data_loader=DataLoader(
+            dataset, batch_size=BATCH[size], shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        ),
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4),
+        loss_function=torch.nn.CrossEntropyLoss(),
+    )
+
+
+def medvol_trainer(items: list[dict], size: int, cache_dir: Path) -> SupervisedTrainer:
+    """Return the trainer of the resnet3d bundle."""
+    facts = Facts(("a", "b"), ("image",), (size,) * 3, None, "scaled", (0.0, 255.0), False, False)
+    dataset = CachedVolumes(items, volume_preprocessing(facts), cache_dir=cache_dir, progress=False)
+    dataset.fill()
+    torch.manual_seed(0)
+    network = resnet3d(1, 2)
+    runtime = choose_runtime(network, (1, size, size, size), device=CPU)
+    averaged = averaged_weights(network)
+    return SupervisedTrainer(
+        device=CPU,
+        max_epochs=10_000,
+        train_data_loader=training_loader(dataset, batch_size=BATCH[size], seed=0),
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4),
+        loss_function=ClassificationLoss(),
+        inferer=RuntimeInferer(runtime),
+        train_handlers=[
+            AugmentBatch(AugmentRanges(flip_axes=(0, 1, 2)), facts.extent_mm, seed=0),
+            RefuseNan(),
+            ClipGradients(network),
+            AverageWeights(averaged, network),
+        ],
+        optim_set_to_none=True,
+    )
+
+
+def volumes_per_second(trainer: SupervisedTrainer, seconds: float) -> float:
+    """Train for a while after a warm-up of one epoch and return the volumes per second."""
+    began: list[float] = []
+    volumes = [0]
+
+    @trainer.on(Events.EPOCH_STARTED(every=1))
+    def start(engine: SupervisedTrainer) -> None:
+        if engine.state.epoch == 2:
+            began.append(time.perf_counter())
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def stop(engine: SupervisedTrainer) -> None:
+        if began:
+            volumes[0] += len(engine.state.batch)
+            if time.perf_counter() - began[0] > seconds:
+                engine.terminate()
+
+    trainer.run()
+    return volumes[0] / (time.perf_counter() - began[0])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=20, help="measured time per row")
+    seconds = parser.parse_args().seconds
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    print(f"resnet3d, {torch.get_num_threads()} threads, torch {torch.__version__}; volumes per second")
+    print(f"{'size':<6}{'batch':>6}{'stock, 0 workers':>18}{'stock, 2 workers':>18}{'medvol':>9}{'ratio':>8}")
+    for size in (28, 64):
+        with tempfile.TemporaryDirectory() as folder:
+            items = write_volumes(Path(folder), size)
+            stock = [volumes_per_second(stock_trainer(items, size, workers), seconds) for workers in (0, 2)]
+            ours = volumes_per_second(medvol_trainer(items, size, Path(folder) / "cache"), seconds)
+        print(f"{size:<6}{BATCH[size]:>6}{stock[0]:>18.1f}{stock[1]:>18.1f}{ours:>9.1f}{ours / max(stock):>8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Weights and their record: whole or absent, and only together."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from medvol.data.facts import Facts
+from medvol.errors import MedvolError
+from medvol.inference.record import ModelRecord, load_record, load_weights, save_model
+
+FACTS = Facts(("no", "yes"), ("image",), (7, 8, 9), (1.0, 1.5, 3.0), "ct", (-160.0, 240.0), True, True)
+
+
+def network(width=3):
+    torch.manual_seed(width)
+    return nn.Linear(2, width)
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    written = ModelRecord(FACTS, temperature=1.5, trained_on=("ab", "cd"), training={"seed": 3})
+    saved = save_model(tmp_path, network(), written)
+    loaded = load_record(tmp_path, {})
+    assert loaded == saved
+    assert loaded.facts == FACTS
+    assert (loaded.temperature, loaded.trained_on, loaded.training) == (1.5, ("ab", "cd"), {"seed": 3})
+    assert len(loaded.weights_sha256) == 64
+
+
+def test_weights_come_back_exactly(tmp_path):
+    record = save_model(tmp_path, network(), ModelRecord(FACTS))
+    other = nn.Linear(2, 3)
+    load_weights(other, tmp_path, record)
+    torch.testing.assert_close(other.weight, network().weight, atol=0, rtol=0)
+
+
+def test_without_a_record_the_shipped_facts_count(tmp_path):
+    assert load_record(tmp_path, FACTS.as_dict()) == ModelRecord(FACTS)
+
+
+def test_missing_weights_say_to_train_first(tmp_path):
+    with pytest.raises(MedvolError, match=r"NO_WEIGHTS.*train\.json"):
+        load_weights(network(), tmp_path, ModelRecord(FACTS))
+
+
+def test_one_flipped_byte_in_the_weights_is_noticed(tmp_path):
+    record = save_model(tmp_path, network(), ModelRecord(FACTS))
+    data = bytearray((tmp_path / "model.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.pt").write_bytes(data)
+    with pytest.raises(MedvolError, match="WEIGHTS_MISMATCH"):
+        load_weights(network(), tmp_path, record)
+
+
+def test_weights_of_another_network_are_refused_with_the_first_layer_that_differs(tmp_path):
+    record = save_model(tmp_path, network(3), ModelRecord(FACTS))
+    with pytest.raises(MedvolError, match=r"OTHER_NETWORK.*weight: \(3, 2\).*expected \(4, 2\)") as refusal:
+        load_weights(network(4), tmp_path, record)
+    assert refusal.value.details == ("weight", "bias")
+
+
+def test_a_pickle_is_not_executed(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("canary").touch, ())
+
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(MedvolError, match="BAD_WEIGHTS"):
+        load_weights(network(), tmp_path, ModelRecord(FACTS))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_record_that_is_none_is_refused_with_its_file(tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"facts": {}}))
+    with pytest.raises(MedvolError, match=r"BAD_RECORD: .*model\.json"):
+        load_record(tmp_path, {})
+
+
+def test_a_failed_write_leaves_the_old_weights(tmp_path, monkeypatch):
+    save_model(tmp_path, network(3), ModelRecord(FACTS))
+    before = (tmp_path / "model.pt").read_bytes()
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(MedvolError, match="DISK_FULL"):
+        save_model(tmp_path, network(4), ModelRecord(FACTS))
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]

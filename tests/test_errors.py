@@ -1,0 +1,41 @@
+"""The error type: one line, the whole finding, and it survives a worker process."""
+
+import pickle
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medvol.errors import MedvolError, nearest
+
+
+def example():
+    return MedvolError(
+        "TRUNCATED", case="p1", file="a/b.nii.gz", found="10 of 20 bytes", expected="20", fix="copy it again", details=["x"]
+    )
+
+
+def test_the_message_names_code_case_file_finding_expectation_and_fix():
+    assert str(example()) == "TRUNCATED: case p1, a/b.nii.gz: 10 of 20 bytes; expected 20; copy it again"
+
+
+def test_it_survives_pickling_with_all_its_attributes():
+    copy = pickle.loads(pickle.dumps(example()))
+    assert copy.as_dict() == example().as_dict()
+    assert copy.details == ("x",)
+
+
+def test_naming_the_case_keeps_a_name_that_is_already_there():
+    assert example().for_case("p2").case == "p1"
+    assert MedvolError("X", found="y").for_case("p2").case == "p2"
+
+
+@given(st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=61, max_size=400))
+def test_a_long_path_is_shortened_before_the_fix_is_lost(path):
+    error = MedvolError("X", file=path, found="f" * 150, fix="do this")
+    assert str(error).endswith("do this")
+    assert len(str(error)) <= 300
+
+
+def test_the_nearest_name_is_offered_only_when_it_is_near():
+    assert nearest("max_epoch", ["max_epochs", "seed"]) == "did you mean 'max_epochs'?"
+    assert nearest("zzz", ["max_epochs", "seed"]) == ""
