@@ -1,0 +1,198 @@
+"""Studies as folders: one subfolder per class, or volumes without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medvol.data.build import SPLIT_WORDS, lists_to_splits
+from medvol.data.columns import find_column, missing_column, read_delimited
+from medvol.data.labels import is_missing, sorted_classes
+from medvol.data.paths import DICOM_SUFFIXES, has_image_suffix
+from medvol.data.study import Draft, Label, Options, Row
+from medvol.errors import MedvolError
+
+PATIENTS_FILE = "patients.csv"
+
+NOT_CLASSES = frozenset(
+    (
+        *("image", "images", "imagestr", "imagests", "imagesval", "img", "imgs", "scans", "volumes", "data", "raw"),
+        *("label", "labels", "labelstr", "labelsts", "labelsval", "mask", "masks", "seg", "segs", "segmentation"),
+        *("segmentations", "annotation", "annotations", "nifti", "dicom", "dcm", "derivatives", "lists"),
+    )
+)
+"""Folder names, in lower case, that say what files are and not what they show."""
+
+_NO_SUFFIX_IS_DICOM = 132  # bytes: a preamble of 128, then the letters DICM
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """Folders of classes: for each split (None when there is no such level) the folder of each class."""
+
+    by_split: Mapping[str | None, Mapping[str, Path]]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of all classes, in index order."""
+        return sorted_classes([name for folders in self.by_split.values() for name in folders])
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether any class holds DICOM files, which may be slices of one case."""
+        folders = [folder for folders in self.by_split.values() for folder in folders.values()]
+        return any(_is_dicom(path) for folder in folders for path in _files(folder))
+
+
+def find_class_folders(folder: Path) -> ClassFolders | None:
+    """Return the class folders under a folder, or None when its layout is another one.
+
+    At least two subfolders must hold image files. Subfolders named `images`, `labels`, `masks` and the like are not
+    classes, and one of them is enough to say that none is.
+    """
+    children = _subfolders(folder)
+    if children and all(child.name.lower() in SPLIT_WORDS for child in children):
+        by_split: dict[str | None, Mapping[str, Path]] = {}
+        for child in children:
+            split = SPLIT_WORDS[child.name.lower()]
+            if split in by_split:
+                raise MedvolError(
+                    "AMBIGUOUS_SOURCE",
+                    file=folder,
+                    found=f"two folders for the split {split}",
+                    expected="one",
+                    fix="merge them",
+                )
+            by_split[split] = {one.name: one for one in _subfolders(child) if _holds_images(one)}
+    else:
+        by_split = {None: {child.name: child for child in children if _holds_images(child)}}
+    names = {name for folders in by_split.values() for name in folders}
+    if len(names) < 2 or any(name.lower() in NOT_CLASSES for name in names):
+        return None
+    return ClassFolders(by_split)
+
+
+def read_class_folders(folder: Path, found: ClassFolders, options: Options) -> Draft:
+    """Read class-named subfolders; every file is a case, DICOM files are cases by series.
+
+    `patients.csv` beside the class folders (columns `image`, relative to it, and `patient`) groups cases by patient.
+
+    Raises:
+        MedvolError: `MISSING_COLUMN`, `BAD_TABLE` for a `patients.csv` that does not fit.
+    """
+    given = lists_to_splits([split for split in found.by_split if split is not None])
+    dicom = found.is_dicom
+    rows = [
+        Row(image=(reference,), label=name, split=given[split] if split else None)
+        for split, folders in found.by_split.items()
+        for name in sorted(folders)
+        for reference in _references(folders[name], dicom)
+    ]
+    notes = [f"read as: class folders {', '.join(found.classes[:8])}"]
+    listed = folder / PATIENTS_FILE
+    if listed.is_file():
+        rows, note = _with_patients(rows, listed, options)
+        notes += note
+    return Draft(
+        tuple(rows), str(folder), str(folder), classes=found.classes, task="classification", notes=tuple(notes)
+    )
+
+
+def read_volumes(path: Path, options: Options) -> Draft:
+    """Read a folder of volumes, or one volume file, without labels.
+
+    Raises:
+        MedvolError: `NO_LABEL` when labels are required; `EMPTY_FOLDER` as `medvol.io.find_volumes`.
+    """
+    if options.require_label:
+        raise MedvolError(
+            "NO_LABEL",
+            file=path,
+            found="no table, dataset.json, label array or class folders"
+            if path.is_dir()
+            else "a single file without labels",
+            expected="images with labels",
+            fix="write a case table cases.csv with the columns image and label, or pass require_label=False to predict",
+        )
+    if path.is_file():
+        return Draft((Row((str(path),)),), str(path), str(path.parent), notes=("read as: one volume",))
+    from medvol.io import find_volumes
+
+    found = find_volumes(path)
+    rows = tuple(Row((os.path.abspath(one.reference),), case=one.name) for one in found)  # noqa: PTH100
+    return Draft(rows, str(path), str(path), notes=(f"read as: folder of {len(rows)} volumes",))
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Tell whether a folder has no visible file at any depth."""
+    return next(_files(folder), None) is None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(top, name)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(has_image_suffix(path.name) or _is_dicom(path) for path in _files(folder))
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    if has_image_suffix(path.name) or path.suffix.lower() in (".csv", ".txt", ".json", ".md", ".xml", ".html"):
+        return False
+    with path.open("rb") as stream:
+        return stream.read(_NO_SUFFIX_IS_DICOM)[128:] == b"DICM"
+
+
+def _references(folder: Path, dicom: bool) -> list[str]:
+    if not dicom:
+        return [os.path.abspath(path) for path in _files(folder) if has_image_suffix(path.name)]  # noqa: PTH100
+    from medvol.io import find_volumes
+
+    return [os.path.abspath(one.reference) for one in find_volumes(folder)]  # noqa: PTH100
+
+
+def _with_patients(rows: list[Row], listed: Path, options: Options) -> tuple[list[Row], list[str]]:
+    table = read_delimited(listed)
+    image, _ = find_column(table, options.image_column, "image", optional=False)
+    patient, _ = find_column(table, options.patient_column, "patient", optional=False)
+    if image is None or patient is None:
+        raise missing_column(table, "image" if image is None else "patient")
+    folder = listed.parent
+    pairs = zip(table.column(image), table.column(patient), strict=True)
+    patients: dict[str, Label] = {
+        os.path.normpath(os.path.join(folder, str(name).replace("\\", "/"))): who  # noqa: PTH118
+        for name, who in pairs
+    }
+    joined = [
+        Row(row.image, row.label, row.case, _text(patients.get(row.image[0])), row.split, row.covariates, row.where)
+        for row in rows
+    ]
+    matched = sum(row.image[0] in patients for row in rows)
+    if not matched:
+        raise MedvolError(
+            "BAD_TABLE",
+            file=listed,
+            found=f"none of its {len(patients)} images is among the {len(rows)} files in the class folders",
+            expected="paths relative to this file, such as class/name.png",
+            fix="correct the column 'image'",
+        )
+    notes = [f"patients of {matched} of {len(rows)} files from {listed.name}"]
+    if matched < len(patients):
+        notes.append(f"{len(patients) - matched} images in {listed.name} are not there")
+    return joined, notes
+
+
+def _text(value: Label) -> str | None:
+    return None if is_missing(value) else str(value)
