@@ -64,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write_table(options: argparse.Namespace) -> None:
+    from medvol.data.sources import open_study
     from medvol.data.splits import assign_splits
-    from medvol.data.table import open_study, write_table
+    from medvol.data.table import write_table
 
     study = assign_splits(open_study(options.source, label_column=options.label_column), seed=options.seed)
     write_table(study, options.output)

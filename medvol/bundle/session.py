@@ -15,16 +15,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pydoc import locate
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
 
 from medvol.errors import MedvolError, nearest
 
 logger = logging.getLogger(__name__)
-
-SECRET_SAFE_TYPES = (str, int, float, bool, type(None), list, dict)
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,14 @@ def _unknown_ids(
 
 
 def _parameters(target: Any) -> set[str]:
-    """Return the argument names of a `_target_`, as far as they can be known."""
-    from pydoc import locate
-
-    called = locate(target) if isinstance(target, str) and "." in target else None
+    """Return the argument names of a `_target_`: a dotted path, or the bare name of a MONAI component."""
+    if not isinstance(target, str):
+        return set()
+    module = "" if "." in target else ComponentLocator().get_component_module_name(target)
+    called = locate(f"{module}.{target}" if isinstance(module, str) and module else target)
     if not callable(called):
         return set()
-    return set(inspect.signature(called).parameters)
+    try:
+        return set(inspect.signature(called).parameters)
+    except ValueError:  # some built-in types do not tell; only the ids in the files are known then
+        return set()

@@ -7,14 +7,14 @@ by evaluation and inference, so that one bundle serves any study without an edit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from medvol.data.table import Study
+from medvol.data.study import Study
 from medvol.errors import MedvolError, nearest
 from medvol.geometry import Volume
 from medvol.io import read_volume
@@ -142,11 +142,6 @@ def fit_facts(  # noqa: PLR0913 - each argument is one fact that a user may fix
         has_geometry=bool(with_geometry),
         laterality_matters=study.laterality_matters if laterality_matters is None else laterality_matters,
     )
-
-
-def with_classes(facts: Facts, classes: Sequence[str]) -> Facts:
-    """Return the facts with other class names."""
-    return replace(facts, classes=tuple(classes))
 
 
 def _sample(study: Study) -> list[_Sampled]:

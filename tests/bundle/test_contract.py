@@ -1,0 +1,146 @@
+"""What every bundle must keep, whatever it does: checked over each folder in bundles/."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
+SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
+MODES = ("train", "evaluate", "inference")
+
+PUBLIC = {
+    *("bundle_root", "output_dir", "dataset_dir", "model_dir", "device", "network_def", "network", "loss", "optimizer"),
+    *("train", "validate", "dataset", "preprocessing", "postprocessing", "inferer", "evaluator", "handlers", "run"),
+    *("imports", "initialize", "finalize", "val_interval"),
+}
+"""Ids that clients look up; every other id must be referenced by something."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI warns of expressions in any config
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def bundle(request):
+    return request.param
+
+
+def config(bundle, name):
+    return json.loads((bundle / "configs" / f"{name}.json").read_text())
+
+
+def leaves(node, path=()):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, (*path, key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from leaves(value, (*path, str(index)))
+    else:
+        yield path, node
+
+
+def references(node):
+    return {
+        match.split("::")[0].split("#")[0]
+        for _, value in leaves(node)
+        if isinstance(value, str) and value[:1] in "@$"
+        for match in re.findall(r"@([A-Za-z_][\w#:]*)", value)
+    }
+
+
+def merged(bundle, mode):
+    parser = ConfigParser()
+    files = ["train", "evaluate"] if mode == "evaluate" else [mode]
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in files])
+    return {key: value for key, value in parser.get().items() if key != "_meta_"}
+
+
+def test_the_folder_is_complete_and_its_name_tells_the_task(bundle):
+    assert re.search("classification|segmentation", bundle.name)
+    for name in ("LICENSE", "docs/README.md", "configs/logging.conf", *(f"configs/{mode}.json" for mode in MODES)):
+        assert (bundle / name).is_file(), name
+
+
+def test_the_metadata_follow_the_published_schema(bundle):
+    jsonschema = pytest.importorskip("jsonschema")
+    if not SCHEMA.is_file():
+        pytest.skip("the published schema is not beside the checkout")
+    jsonschema.validate(config(bundle, "metadata"), json.loads(SCHEMA.read_text()))
+
+
+def test_the_required_packages_name_our_distribution_and_the_pinned_versions(bundle):
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {name.lower(): version for name, version in pins.items()}
+    metadata = config(bundle, "metadata")
+    required = metadata["required_packages_version"]
+    assert "medvol-monai" in required
+    assert "medvol" not in required
+    found = {name: version for name, version in required.items() if name != "medvol-monai"}
+    assert found == {name: pins[name.lower()] for name in found}
+    for name, package in (("monai_version", "monai"), ("pytorch_version", "torch"), ("numpy_version", "numpy")):
+        assert metadata[name] == pins[package]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_id_is_public_or_referenced_and_every_reference_is_defined(bundle, mode):
+    whole = merged(bundle, mode)
+    used = references(whole)
+    assert not set(whole) - PUBLIC - used, "misspelt or useless ids"
+    assert not used - set(whole), "undefined references"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_number_is_written_as_text_and_no_expression_looks_like_an_import(bundle, mode):
+    for path, value in leaves(config(bundle, mode)):
+        if not isinstance(value, str):
+            continue
+        assert not re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value, re.IGNORECASE), path
+        assert "imports" in path or "import" not in value, path
+
+
+def test_training_and_inference_agree_on_network_preprocessing_and_what_is_shipped(bundle):
+    train, evaluate, inference = (config(bundle, mode) for mode in MODES)
+    assert train["network_def"] == inference["network_def"]
+    assert train["train"]["preprocessing"] == inference["preprocessing"]
+    assert train["validate"]["postprocessing"] == inference["postprocessing"]
+    assert train["network"] == inference["network"]
+    assert evaluate["record"] == inference["record"]
+
+
+def test_the_shipped_facts_are_those_of_the_metadata(bundle):
+    shipped = config(bundle, "inference")["record"]["shipped"]
+    formats = config(bundle, "metadata")["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    assert image["spatial_shape"] == shipped["spatial_size"]
+    assert image["num_channels"] == len(shipped["channels"])
+    assert list(pred["channel_def"].values()) == shipped["classes"]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("train", "train"), ("inference", "infer")])
+def test_monai_finds_every_property_under_its_id(bundle, mode, kind):
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / f"{mode}.json"), workflow_type=kind, logging_file=False
+    )
+    assert workflow.check_properties() == []
+
+
+def test_the_network_turns_the_declared_input_into_the_declared_output(bundle, tmp_path):
+    from monai.bundle import verify_net_in_out
+
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(tmp_path),
+    )
+
+
+def test_the_model_card_says_what_it_is_for_and_how_it_was_measured(bundle):
+    card = (bundle / "docs" / "README.md").read_text()
+    for heading in ("## Data", "## Training", "## Performance", "## Commands", "## Limits"):
+        assert heading in card, heading
+    assert "Not for clinical use" in card
