@@ -1,0 +1,198 @@
+"""Where the slices of one DICOM image lie; all from position and orientation, never from numbers of instances.
+
+A volume is returned only if every slice lies on one straight line at even steps. Tolerance of a step: 2 % of the median
+step, at least 0.01 mm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from medvol.errors import MedvolError
+from medvol.geometry import Affine, affine_from, is_sheared, lps_to_ras
+from medvol.io.dicom_header import SliceHeader
+from medvol.io.options import ReadOptions
+
+STEP_TOLERANCE = 0.02
+STEP_TOLERANCE_MM = 0.01
+LINE_TOLERANCE = 0.05
+"""Largest distance of a slice from the straight line through first and last, as a share of the step."""
+COSINE_TOLERANCE = 1e-3
+
+_Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """Slices in the order of their positions.
+
+    Args:
+        slices: Sorted along the normal of the first slice (row direction x column direction).
+        affine: (column, row, slice) index to RAS+ millimetres.
+        notes: What was assumed.
+    """
+
+    slices: tuple[SliceHeader, ...]
+    affine: Affine
+    notes: tuple[str, ...]
+
+
+def sort_slices(slices: Sequence[SliceHeader]) -> tuple[tuple[SliceHeader, ...], _Vector]:
+    """Return the slices sorted along the normal and their distances along it in millimetres.
+
+    Raises:
+        MedvolError: `NO_GEOMETRY` or `BAD_AFFINE`.
+    """
+    for one in slices:
+        for name, value in (("ImagePositionPatient", one.position), ("ImageOrientationPatient", one.orientation)):
+            if value is None:
+                raise no_geometry(one, name)
+    normal = _normal(slices[0])
+    levels = np.array([np.dot(normal, one.position or ()) for one in slices])
+    order = np.argsort(levels, kind="stable")
+    return tuple(slices[index] for index in order), levels[order]
+
+
+def arrange(slices: Sequence[SliceHeader], options: ReadOptions) -> Arranged:
+    """Return the slices in order with their affine; no two of them may lie at the same level.
+
+    Raises:
+        MedvolError: `NO_GEOMETRY`, `BAD_AFFINE`, `MISSING_SLICES` or `UNEVEN_SPACING`.
+    """
+    first = slices[0]
+    if (
+        len(slices) == 1
+        and options.assume_spacing_mm is not None
+        and (first.position is None or first.orientation is None)
+    ):
+        return Arranged(
+            tuple(slices), affine_from(options.assume_spacing_mm), ("no position: geometry assumed as asked for",)
+        )
+    ordered, levels = sort_slices(slices)
+    in_plane, notes = _in_plane(ordered, options)
+    row, column = _axes(ordered[0])
+    start = np.array(ordered[0].position)
+    if len(ordered) == 1:
+        step, step_notes = _single_step(ordered[0], options)
+    else:
+        _check_steps(ordered, levels)
+        step, step_notes = _common_step(ordered), ()
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([row * in_plane[1], column * in_plane[0], step], axis=1)
+    affine[:3, 3] = start
+    if is_sheared(affine):
+        cosine = float(np.dot(step, np.cross(row, column)) / np.linalg.norm(step))
+        step_notes += (
+            f"gantry tilt or shear of {np.degrees(np.arccos(min(cosine, 1.0))):.1f} degrees kept in the affine",
+        )
+    return Arranged(ordered, lps_to_ras(affine), notes + step_notes)
+
+
+def no_geometry(one: SliceHeader, name: str) -> MedvolError:
+    """Return the refusal of a file that lacks an attribute which decides where its voxels are."""
+    return MedvolError(
+        "NO_GEOMETRY",
+        file=one.path,
+        found=f"no {name}",
+        expected="position, orientation and pixel spacing in every file",
+        fix="export the series again with its geometry",
+    )
+
+
+def _axes(one: SliceHeader) -> tuple[_Vector, _Vector]:
+    cosines = np.array(one.orientation, dtype=np.float64)
+    return cosines[:3], cosines[3:]
+
+
+def _normal(one: SliceHeader) -> _Vector:
+    row, column = _axes(one)
+    off = max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1), abs(np.dot(row, column)))
+    if off > COSINE_TOLERANCE:
+        raise MedvolError(
+            "BAD_AFFINE",
+            file=one.path,
+            found=f"row and column directions are off unit length or right angle by {off:.2g}",
+            expected=f"at most {COSINE_TOLERANCE:g}",
+            fix="export the series again",
+        )
+    return np.cross(row, column)
+
+
+def _in_plane(slices: Sequence[SliceHeader], options: ReadOptions) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Return row spacing and column spacing."""
+    for one in slices:
+        if one.spacing is None and options.assume_spacing_mm is None:
+            raise no_geometry(one, "PixelSpacing")
+        if one.spacing is not None and min(one.spacing) <= 0:
+            raise no_geometry(one, f"usable PixelSpacing ({one.spacing[0]:g}, {one.spacing[1]:g})")
+    spacing = slices[0].spacing
+    if spacing is not None:
+        return spacing, ()
+    assumed = options.assume_spacing_mm or (1.0, 1.0, 1.0)  # never the default: the loop above has refused
+    return (assumed[1], assumed[0]), (f"no PixelSpacing: {assumed[0]:g} x {assumed[1]:g} mm assumed as asked for",)
+
+
+def _single_step(one: SliceHeader, options: ReadOptions) -> tuple[_Vector, tuple[str, ...]]:
+    normal = _normal(one)
+    if one.thickness is not None and one.thickness > 0:
+        return normal * one.thickness, (f"a single slice: SliceThickness {one.thickness:g} mm taken for its depth",)
+    if options.assume_spacing_mm is not None:
+        return normal * options.assume_spacing_mm[2], ("a single slice: its depth assumed as asked for",)
+    raise no_geometry(one, "SliceThickness in a single slice")
+
+
+def _check_steps(slices: Sequence[SliceHeader], levels: _Vector) -> None:
+    gaps = np.diff(levels)
+    median = float(np.median(gaps))
+    # With an even number of gaps numpy's median may lie between two groups; the lower one is the candidate step.
+    step = float(np.sort(gaps)[(len(gaps) - 1) // 2])
+    tolerance = max(STEP_TOLERANCE * median, STEP_TOLERANCE_MM)
+    if np.abs(gaps - median).max() <= tolerance:
+        return
+    tolerance = max(STEP_TOLERANCE * step, STEP_TOLERANCE_MM)
+    multiples = np.round(gaps / step)
+    wide = np.flatnonzero(multiples > 1)
+    if len(wide) and (multiples >= 1).all() and (np.abs(gaps - multiples * step) <= tolerance * multiples).all():
+        missing, where = int((multiples - 1).sum()), int(wide[0])
+        between = [
+            f"{int(multiples[i]) - 1} between {slices[i].path.name} and {slices[i + 1].path.name}"
+            for i in wide.tolist()
+        ]
+        raise MedvolError(
+            "MISSING_SLICES",
+            file=slices[0].path.parent,
+            found=f"{missing} missing: gap of {gaps[where]:.4g} mm between {slices[where].path.name[-50:]} and "
+            f"{slices[where + 1].path.name[-50:]}",
+            expected=f"steps of {step:.4g} mm",
+            fix="send the series again",
+            details=between,
+        )
+    raise MedvolError(
+        "UNEVEN_SPACING",
+        file=slices[0].path.parent,
+        found=f"steps from {gaps.min():.4g} to {gaps.max():.4g} mm, median {median:.4g}",
+        expected=f"equal steps within {max(STEP_TOLERANCE * median, STEP_TOLERANCE_MM):.2g} mm",
+        fix="resample it with a tool of your choice, or use an evenly spaced reconstruction",
+    )
+
+
+def _common_step(slices: Sequence[SliceHeader]) -> _Vector:
+    positions = np.array([one.position for one in slices])
+    step: _Vector = (positions[-1] - positions[0]) / (len(slices) - 1)
+    line = positions[0] + step * np.arange(len(slices))[:, None]
+    distance = np.linalg.norm(positions - line, axis=1)
+    limit = max(LINE_TOLERANCE * float(np.linalg.norm(step)), STEP_TOLERANCE_MM)
+    worst = int(distance.argmax())
+    if distance[worst] > limit:
+        raise MedvolError(
+            "UNEVEN_SPACING",
+            file=slices[worst].path,
+            found=f"a slice {distance[worst]:.3g} mm off the straight line through first and last",
+            expected=f"at most {limit:.2g} mm",
+            fix="check for slices of another acquisition",
+        )
+    return step

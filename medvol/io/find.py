@@ -1,0 +1,118 @@
+"""The volumes below a folder, each with a name that is unique and safe as a file name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from medvol.errors import MedvolError
+from medvol.io.files import cannot_read, existing, walk_files
+from medvol.io.read import DICOM, NPZ, SUFFIXES, suffix_kind
+
+
+@dataclass(frozen=True)
+class Found:
+    """A volume that can be read.
+
+    Args:
+        reference: For `read_volume`; absolute if the folder was.
+        name: From the path relative to the folder; for DICOM the folder of the files and the series number.
+        verdict: For DICOM, the code with which reading will refuse, by the headers; empty otherwise.
+    """
+
+    reference: str
+    name: str
+    verdict: str = ""
+
+
+def find_volumes(folder: str | PathLike[str]) -> list[Found]:
+    """Return the volumes below a folder, or the one that a file holds, sorted by name.
+
+    Files count by their suffix; DICOM files by their content, one entry per series, wherever below the folder its files
+    lie. Hidden files, archives of several arrays and other files are passed over. A series that reading would refuse is
+    listed with its verdict, so that nobody takes a shorter list for the whole study.
+
+    Raises:
+        MedvolError: `NOT_FOUND`, `EMPTY_FOLDER`, `CANNOT_READ`.
+    """
+    folder = existing(Path(folder))
+    files = list(walk_files(folder)) if folder.is_dir() else [folder]
+    root = folder if folder.is_dir() else folder.parent
+    found = [Found(str(path), _stem(path.relative_to(root))) for path in files if _is_volume_file(path)]
+    others = [path for path in files if suffix_kind(path.name) in ("", DICOM)]
+    if others:
+        found += _found_series(folder, root)
+    if not found:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise MedvolError(
+            "EMPTY_FOLDER",
+            file=folder,
+            found=f"{len(files)} files, none of them a volume",
+            expected=f"DICOM series or files ending in {kinds}"[:120],
+            fix="name the folder that holds the volumes",
+        )
+    return _unique(sorted(found, key=lambda one: (one.name, one.reference)))
+
+
+def _is_volume_file(path: Path) -> bool:
+    kind = suffix_kind(path.name)
+    if kind in ("", DICOM):
+        return False
+    if kind != NPZ:
+        return True
+    from medvol.io.npz import array_names
+
+    try:
+        return len(array_names(path)) == 1
+    except MedvolError:
+        return True  # damaged: reading it says how
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+def _found_series(folder: Path, root: Path) -> list[Found]:
+    from medvol.io.dicom_series import list_series
+
+    if not folder.is_dir():
+        infos = list_series(folder)
+        return [Found(str(folder), _stem(Path(folder.name)), one.verdict) for one in infos]
+    found = []
+    for position, info in enumerate(list_series(folder), start=1):
+        if not info.uid:  # a damaged header, or a file without a series: it stands for itself
+            found += [Found(str(path), _stem(path.relative_to(root)), info.verdict) for path in info.files]
+            continue
+        common = Path(os.path.commonpath([path.parent for path in info.files]))
+        place = common.relative_to(root).as_posix()
+        number = info.number if info.number is not None else position
+        name = _safe(f"{folder.resolve().name if place == '.' else place}_series{number}")
+        found.append(Found(f"{common}#{info.uid}", name, info.verdict))
+    return found
+
+
+def _stem(path: Path) -> str:
+    text = path.as_posix()
+    suffix = max((one for one in SUFFIXES if text.lower().endswith(one)), key=len, default="")
+    return _safe(text[: len(text) - len(suffix)])
+
+
+def _safe(text: str) -> str:
+    """Return the text with everything but letters, digits, dot, hyphen and underscore replaced."""
+    kept = "".join(letter if letter.isalnum() or letter in ".-_" else "_" for letter in text)
+    return kept.strip("._") or "volume"
+
+
+def _unique(found: Iterable[Found]) -> list[Found]:
+    """Number repeated names; names that differ only in case repeat, because some file systems take them for one."""
+    taken: set[str] = set()
+    named = []
+    for one in found:
+        name, count = one.name, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{one.name}_{count}"
+        taken.add(name.casefold())
+        named.append(Found(one.reference, name, one.verdict))
+    return named

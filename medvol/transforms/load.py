@@ -1,0 +1,45 @@
+"""Loading as a MONAI transform, with our reader and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from monai.config import KeysCollection
+from monai.data import ImageReader
+from monai.transforms import LoadImaged
+
+from medvol.errors import MedvolError
+from medvol.io.monai_readers import VolumeReader
+
+
+@final
+class LoadVolumed(LoadImaged):
+    """Load references into MetaTensors whose types are as narrow as their files'.
+
+    MONAI's LoadImage swallows what a given reader raises and tries its built-in ones next, which read damaged files
+    wrongly. A reader that is passed with the call is the only one used, so that is what happens here.
+
+    Args:
+        keys: Item keys of the references; a list of references becomes channels.
+        reader: Reads the references; `VolumeReader()` when None.
+        allow_missing_keys: Whether an item may lack a key.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, reader: ImageReader | None = None, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, dtype=None, image_only=True, allow_missing_keys=allow_missing_keys)
+        self._loader.readers.clear()
+        self.reader = VolumeReader() if reader is None else reader
+
+    def __call__(self, data: Mapping[Any, Any], reader: ImageReader | None = None) -> dict[Any, Any]:
+        """Return the item with its references replaced by images.
+
+        Raises:
+            MedvolError: Whatever reading finds, with the item's `case` named.
+        """
+        try:
+            return dict(super().__call__(data, reader or self.reader))
+        except MedvolError as error:
+            raise error.for_case(str(data.get("case", ""))) from error
