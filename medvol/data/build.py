@@ -54,7 +54,7 @@ def build_study(draft: Draft, options: Options) -> Study:
         source=draft.source,
         notes=(*draft.notes, *dropped, *spelt, *labels.notes, *_patient_note(draft.rows)),
     )
-    check_study(study, require_label=options.require_label)
+    check_study(study, require_label=options.require_label and options.task != "unlabelled")
     return replace(study, notes=(*study.notes, *class_gaps(study)))
 
 

@@ -61,10 +61,12 @@ def read_delimited(path: Path) -> Table:
     lines = _split(text, separator, path)
     if not lines:
         raise MedvolError("EMPTY_DATASET", file=path, found="an empty table", expected="a row per case")
-    quoted = any(_in_single_quotes(cell) for _, line in lines for cell in line)
+    quoted = _quoted_columns([line for _, line in lines[1:]])
     if quoted:
-        lines = [(number, [cell[1:-1] if _in_single_quotes(cell) else cell for cell in line]) for number, line in lines]
-    notes = ["single quotes around cells were removed"] if quoted else []
+        lines = [
+            (number, [_unquoted(cell, index, quoted) for index, cell in enumerate(line)]) for number, line in lines
+        ]
+    notes = [f"single quotes around the cells of {len(quoted)} columns were removed"] if quoted else []
     if _is_header(lines[0][1]):
         columns, lines = lines[0][1], lines[1:]
     else:
@@ -80,8 +82,8 @@ def find_column(
     """Return the column that a role is read from, and a note where its name differs from the one looked for.
 
     A name that the user gave must be there exactly. The default name is also recognised with other capitals, spaces,
-    underscores or an ending (`Patient ID` for `patient`), and a `subject` is a patient. A near miss is refused, for a `pateint` column that is taken
-    for a feature leaks patients across splits. An empty name means that there is no such column.
+    underscores or an ending (`Patient ID` for `patient`), and a `subject` is a patient. A near miss is refused, for a
+    `pateint` column that is taken for a feature leaks patients across splits. An empty name means none.
 
     Raises:
         MedvolError: `MISSING_COLUMN` with the nearest name, `AMBIGUOUS_COLUMN`.
@@ -192,6 +194,20 @@ def _split(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]
 
 def _in_single_quotes(cell: str) -> bool:
     return len(cell) > 1 and cell[0] == cell[-1] == "'"
+
+
+def _quoted_columns(lines: Sequence[Sequence[str]]) -> frozenset[int]:
+    """Return the columns in which every filled cell is in single quotes, as Weka's ARFF files leave them."""
+    filled: dict[int, list[bool]] = {}
+    for line in lines:
+        for index, cell in enumerate(line):
+            if not is_missing(cell):
+                filled.setdefault(index, []).append(_in_single_quotes(cell))
+    return frozenset(index for index, cells in filled.items() if all(cells))
+
+
+def _unquoted(cell: str, index: int, quoted: frozenset[int]) -> str:
+    return cell[1:-1] if index in quoted and _in_single_quotes(cell) else cell
 
 
 def _is_header(cells: Sequence[str]) -> bool:

@@ -267,8 +267,7 @@ def _corrupt(path: Path, error: Exception) -> MedvolError:
 
 
 def _unsafe(path: Path, name: str, error: Exception) -> MedvolError:
-    pickled = "allow_pickle" in str(error) or "pickle" in str(error).lower()
-    if not pickled:
+    if not any(word in str(error) for word in ("pickle", "Python objects")):
         return _corrupt(path, error)
     return MedvolError(
         "UNSAFE_NPY",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medvol.data.build import SPLIT_WORDS, lists_to_splits
 from medvol.data.columns import find_column, missing_column, read_delimited
-from medvol.data.labels import is_missing, sorted_classes
-from medvol.data.paths import DICOM_SUFFIXES, has_image_suffix
+from medvol.data.labels import MOST_NUMBER_CLASSES, is_missing, sorted_classes
+from medvol.data.paths import DICOM_SUFFIXES, has_image_suffix, without_suffix
 from medvol.data.study import Draft, Label, Options, Row
 from medvol.errors import MedvolError
 
@@ -24,6 +24,8 @@ NOT_CLASSES = frozenset(
     )
 )
 """Folder names, in lower case, that say what files are and not what they show."""
+
+FEW_FILES = 10  # per subfolder: below this, more than twenty subfolders are patients rather than classes
 
 _NO_SUFFIX_IS_DICOM = 132  # bytes: a preamble of 128, then the letters DICM
 
@@ -49,8 +51,9 @@ class ClassFolders:
 def find_class_folders(folder: Path) -> ClassFolders | None:
     """Return the class folders under a folder, or None when its layout is another one.
 
-    At least two subfolders must hold image files. Subfolders named `images`, `labels`, `masks` and the like are not
-    classes, and one of them is enough to say that none is.
+    At least two subfolders must hold image files, and none may lie beside them. Subfolders named `images`, `labels`,
+    `masks` and the like are not classes, and one of them is enough to say that none is. Nor are those of patients: many
+    with few files each, or each with the same file names (`t1.nii.gz`).
     """
     children = _subfolders(folder)
     if children and all(child.name.lower() in SPLIT_WORDS for child in children):
@@ -69,7 +72,9 @@ def find_class_folders(folder: Path) -> ClassFolders | None:
     else:
         by_split = {None: {child.name: child for child in children if _holds_images(child)}}
     names = {name for folders in by_split.values() for name in folders}
-    if len(names) < 2 or any(name.lower() in NOT_CLASSES for name in names):
+    if len(names) < 2 or any(name.lower() in NOT_CLASSES for name in names) or _images_in(folder):
+        return None
+    if any(_look_like_patients(list(folders.values())) for folders in by_split.values()):
         return None
     return ClassFolders(by_split)
 
@@ -104,7 +109,7 @@ def read_volumes(path: Path, options: Options) -> Draft:
     """Read a folder of volumes, or one volume file, without labels.
 
     Raises:
-        MedvolError: `NO_LABEL` when labels are required; `EMPTY_FOLDER` as `medvol.io.find_volumes`.
+        MedvolError: `NO_LABEL` when labels are required, and what `medvol.io.find_volumes` finds.
     """
     if options.require_label:
         raise MedvolError(
@@ -116,13 +121,13 @@ def read_volumes(path: Path, options: Options) -> Draft:
             expected="images with labels",
             fix="write a case table cases.csv with the columns image and label, or pass require_label=False to predict",
         )
-    if path.is_file():
-        return Draft((Row((str(path),)),), str(path), str(path.parent), notes=("read as: one volume",))
     from medvol.io import find_volumes
 
     found = find_volumes(path)
     rows = tuple(Row((os.path.abspath(one.reference),), case=one.name) for one in found)  # noqa: PTH100
-    return Draft(rows, str(path), str(path), notes=(f"read as: folder of {len(rows)} volumes",))
+    refused = [f"reading '{one.name}' will be refused: {one.verdict}" for one in found if one.verdict]
+    kind = "one volume" if path.is_file() else f"folder of {len(rows)} volumes"
+    return Draft(rows, str(path), str(path), notes=(f"read as: {kind}", *refused))
 
 
 def holds_nothing(folder: Path) -> bool:
@@ -144,6 +149,18 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _holds_images(folder: Path) -> bool:
     return any(has_image_suffix(path.name) or _is_dicom(path) for path in _files(folder))
+
+
+def _images_in(folder: Path) -> bool:
+    return any(has_image_suffix(entry.name) and not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _look_like_patients(folders: Sequence[Path]) -> bool:
+    names = [{path.name for path in _files(folder) if has_image_suffix(path.name)} for folder in folders]
+    if len(folders) > MOST_NUMBER_CLASSES and sum(map(len, names)) < FEW_FILES * len(folders):
+        return True
+    unnumbered = any(not any(letter.isdigit() for letter in without_suffix(name)) for name in set().union(*names))
+    return len(folders) > 1 and unnumbered and all(one == names[0] for one in names)
 
 
 def _is_dicom(path: Path) -> bool:

@@ -146,8 +146,8 @@ def _read_layout(folder: Path, tables: Sequence[Path], options: Options) -> Draf
         layout = None if declared_otherwise or layout.is_dicom else layout
     if layout:
         return read_class_folders(folder, layout, options)
-    if len(tables) == 1 and not any(has_image_suffix(path.name) for path in folder.rglob("*")):
-        return read_csv(tables[0], options)
+    if tables and not any(has_image_suffix(path.name) for path in folder.rglob("*")):
+        return read_csv(_only(tables, folder, "tables"), options)
     return read_volumes(folder, options)
 
 
