@@ -124,6 +124,14 @@ def read_volumes(path: Path, options: Options) -> Draft:
     from medvol.io import find_volumes
 
     found = find_volumes(path)
+    if path.is_file() and found[0].verdict:
+        raise MedvolError(
+            found[0].verdict,
+            file=path,
+            found="it cannot be read as a volume",
+            expected="a volume",
+            fix="name another file",
+        )
     rows = tuple(Row((os.path.abspath(one.reference),), case=one.name) for one in found)  # noqa: PTH100
     refused = [f"reading '{one.name}' will be refused: {one.verdict}" for one in found if one.verdict]
     kind = "one volume" if path.is_file() else f"folder of {len(rows)} volumes"

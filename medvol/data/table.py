@@ -182,8 +182,7 @@ def _is_reserved(name: str) -> bool:
 
 
 def _relative(reference: str, folder: Path) -> str:
-    prefix = f"{folder}{os.sep}"
-    return reference.removeprefix(prefix).replace(os.sep, "/") if reference.startswith(prefix) else reference
+    return reference.removeprefix(f"{folder}{os.sep}")
 
 
 def _cell(value: Label) -> str:

@@ -412,7 +412,8 @@ def test_volumes_without_labels_need_to_be_asked_for(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_volume_is_refused_for_prediction_too(tmp_path: Path) -> None:
     touch(tmp_path, "README.md")
-    refused("EMPTY_FOLDER", tmp_path / "README.md", require_label=False)
+    with pytest.raises(MedvolError, match=r"README\.md: it cannot be read as a volume"):
+        open_study(str(tmp_path / "README.md"), require_label=False)
 
 
 @pytest.mark.realdata

@@ -263,6 +263,19 @@ def test_a_patient_who_is_pinned_counts_and_stays() -> None:
     assert allocate(groups, [0.5, 0.5], range(2)) == [1, 0, 0, 0, 0, 0]
 
 
+def test_the_largest_patient_comes_first_and_the_small_ones_even_out() -> None:
+    parts = allocate(
+        [*(Group(f"p{index}", {"x": 1}) for index in range(10)), Group("big", {"x": 6})], [0.5, 0.5], range(2)
+    )
+    assert (parts.count(parts[-1]), len(parts)) == (3, 11)
+
+
+def test_a_pinned_patient_does_not_move_to_fill_a_gap() -> None:
+    groups = [Group("a", {"x": 1}, fixed=0), Group("b", {"x": 1}, fixed=0), Group("c", {"y": 1}), Group("d", {"y": 1})]
+    assert sorted(allocate(groups, [0.5, 0.5], range(2))[2:]) == [0, 1]
+    assert allocate(groups, [0.5, 0.5], range(2))[:2] == [0, 0]
+
+
 def test_ten_thousand_patients_are_split_quickly_and_exactly() -> None:
     study = study_of([(f"p{index}", "abcd"[index % 4]) for index in range(10_000)])
     assert Counter(splits(assign_splits(study)).values()) == {"train": 7000, "val": 1500, "test": 1500}

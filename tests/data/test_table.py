@@ -186,6 +186,12 @@ def test_a_written_table_reads_back_with_its_order_of_classes(study: Study, tmp_
     ]
 
 
+def test_facts_beside_a_table_are_those_of_its_own_label_column(study: Study, tmp_path: Path) -> None:
+    write_table(study, tmp_path / "cases.csv")
+    by_site = open_study(str(tmp_path / "cases.csv"), label_column="site", require_label=False)
+    assert by_site.classes == ("north",)
+
+
 def test_a_written_table_moves_with_its_folder(study: Study, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     for name in "abcd":
