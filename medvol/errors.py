@@ -25,11 +25,13 @@ class MedvolError(Exception):
         case: Name of the case, when one is known.
         file: File, folder or reference the finding is about.
         details: Further findings, one string each; not part of the message.
+        message: A traceback that ends in a refusal, which then gives code and finding. This is how torch's DataLoader
+            raises a worker's error again: it calls the type of any error that has a `message` with that word alone.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the fields of a refusal, and the word that torch insists on
         self,
-        code: str,
+        code: str = "",
         *,
         found: str = "",
         expected: str = "",
@@ -37,7 +39,11 @@ class MedvolError(Exception):
         case: str = "",
         file: str | PathLike[str] = "",
         details: Iterable[str] = (),
+        message: str = "",
     ) -> None:
+        if message:
+            code, found = _last_refusal(message)
+            details = (*details, message)
         self.code = code
         self.case = case
         self.file = fspath(file)
@@ -89,6 +95,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def _rebuild(fields: dict[str, Any]) -> MedvolError:
     code = fields.pop("code")
     return MedvolError(code, **fields)
+
+
+def _last_refusal(traceback: str) -> tuple[str, str]:
+    """Return the code and the rest of the last refusal in a traceback."""
+    lines = [line for line in traceback.splitlines() if line.strip()]
+    line = next((line for line in reversed(lines) if "MedvolError: " in line), lines[-1] if lines else "")
+    code, _, rest = line.partition("MedvolError: ")[2].partition(": ")
+    return (code, rest) if code else ("WORKER_FAILED", line)
 
 
 def _join(code: str, where: str, name: str, found: str, tail: str) -> str:
