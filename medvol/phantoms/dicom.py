@@ -119,7 +119,7 @@ def _stored(array: npt.NDArray[Any]) -> _Stored:
         intercept = intercept if high - intercept <= 65535 else low
         return _Stored((values - intercept).astype(np.uint16), 1.0, intercept)
     # Readers get the numbers that fit into the 16 characters of the file, so the pixels must be made with these.
-    slope, intercept = _as_written((high - low) / 65535), _as_written(low)
+    slope, intercept = _as_written((high - low) / 65535 or 1.0), _as_written(low)
     return _Stored(np.clip(np.rint((values - intercept) / slope), 0, 65535).astype(np.uint16), slope, intercept)
 
 

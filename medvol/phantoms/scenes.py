@@ -201,7 +201,7 @@ def body_scene(draw: Draw, size: Size, *, geometry: bool) -> Scene:
     # A turned box is wider than the body in it may be: 0.8 leaves room for that.
     turned = 0.8 if geometry else 0.95
     width_mm = float((room / np.array([1.0, 0.72, 0.95])).min()) * turned * rng.uniform(0.9, 1.0)
-    phantom = body(width_mm, grid=grid, organs=organs, samples=2)
+    phantom = body(width_mm, grid=grid, organs=organs, samples=3)
     image = phantom.image.array.astype(np.float64) + rng.normal(0.0, BODY_NOISE_HU, size)
     truth = {"volume_ml": phantom.answer["volume_ml"], "width_mm": width_mm, "noise_hu": BODY_NOISE_HU}
     mask = None if phantom.mask is None else Volume(phantom.mask.array, grid.affine, has_geometry=geometry)

@@ -101,8 +101,9 @@ def write_png(
 
 def to_bytes(array: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
     """Map [low, high] to 0..255, rounded, clipped outside; a constant window gives 0."""
-    scale = 255.0 / (high - low) if high > low else 0.0
-    return np.rint(np.clip((array.astype(np.float64) - low) * scale, 0, 255)).astype(np.uint8)
+    if not high > low:
+        return np.zeros(array.shape, dtype=np.uint8)
+    return np.rint(np.clip((array.astype(np.float64) - low) * 255.0 / (high - low), 0, 255)).astype(np.uint8)
 
 
 def write_stacked(
