@@ -140,12 +140,11 @@ def _nothing(found: Scan, folder: Path, uid: str | None) -> MedvolError:
 def _mixed(groups: Sequence[Slices], folder: Path) -> MedvolError:
     series = {group[0].series_uid for group in groups}
     several = len(series) > 1
+    brief = "; ".join(f"{group[0].modality} {len(group)} x {group[0].size[0]}x{group[0].size[1]}" for group in groups)
     return MedvolError(
         "MIXED_SERIES",
         file=folder,
-        found=f"{len(groups)} images in {len(series)} series: {'; '.join(describe_group(group) for group in groups)}"[
-            :150
-        ],
+        found=f"{len(groups)} images in {len(series)} series: {brief}"[:110],
         expected="one image",
         fix="name a series, as in folder#UID" if several else "put each orientation or size into a folder of its own",
         details=[describe_group(group) for group in groups],

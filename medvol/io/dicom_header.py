@@ -119,7 +119,9 @@ def read_slice_header(path: Path) -> SliceHeader | None:
             return None
         if kind and "Image Storage" not in kind:
             return None
-        return _slice_header(dataset, path, _pixel_problem(dataset, stream, path))
+        # Some writers leave out the shared groups and keep the per-frame ones, which are long to parse.
+        is_enhanced = "Enhanced" in kind or "SharedFunctionalGroupsSequence" in dataset
+        return _slice_header(dataset, path, _pixel_problem(dataset, stream, path), is_enhanced=is_enhanced)
 
 
 @contextmanager
@@ -171,7 +173,7 @@ def check_inflated_size(stream: BinaryIO, path: Path) -> None:
     stream.seek(0)
 
 
-def _slice_header(dataset: Any, path: Path, problem: MedvolError | None) -> SliceHeader:
+def _slice_header(dataset: Any, path: Path, problem: MedvolError | None, *, is_enhanced: bool) -> SliceHeader:
     def text(keyword: str) -> str:
         return str(dataset.get(keyword) or "")
 
@@ -194,7 +196,7 @@ def _slice_header(dataset: Any, path: Path, problem: MedvolError | None) -> Slic
         image_type=_texts(dataset.get("ImageType")),
         size=(int(dataset.Rows), int(dataset.get("Columns") or 0)),
         frames=whole("NumberOfFrames") or 1,
-        is_enhanced="SharedFunctionalGroupsSequence" in dataset,
+        is_enhanced=is_enhanced,
         photometric=text("PhotometricInterpretation"),
         bits=whole("BitsAllocated") or 0,
         spacing=_numbers(dataset, "PixelSpacing", 2),

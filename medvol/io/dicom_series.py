@@ -87,8 +87,8 @@ def read_series(path: Path | str, uid: str | None = None, options: ReadOptions |
 
     Raises:
         MedvolError: `MIXED_SERIES`, `NO_DICOM`, `NO_GEOMETRY`, `MISSING_SLICES`, `UNEVEN_SPACING`,
-            `DUPLICATE_POSITION`, `TRUNCATED`, `BAD_DICOM`, `NEED_CODEC`, `COLOUR_IMAGE`, `ENHANCED_MULTIFRAME`, `MULTIFRAME`,
-            `SIEMENS_MOSAIC`, `BAD_DTYPE`, `BAD_AFFINE`, `TOO_LARGE` or `NONFINITE`.
+            `DUPLICATE_POSITION`, `TRUNCATED`, `BAD_DICOM`, `NEED_CODEC`, `COLOUR_IMAGE`, `ENHANCED_MULTIFRAME`,
+            `MULTIFRAME`, `SIEMENS_MOSAIC`, `BAD_DTYPE`, `BAD_AFFINE`, `TOO_LARGE` or `NONFINITE`.
     """
     options = options or ReadOptions()
     path = existing(Path(path))
@@ -185,7 +185,7 @@ def _duplicate(
 ) -> MedvolError:
     places = 1 + int((np.diff(levels) > STEP_TOLERANCE_MM).sum())
     several = (
-        f" ({len(slices)} files at {places} positions: perhaps echoes or time points)" if len(slices) > places else ""
+        f" ({len(slices)} files in {places} places: perhaps echoes or time points)" if len(slices) > places else ""
     )
     return MedvolError(
         "DUPLICATE_POSITION",

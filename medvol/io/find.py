@@ -7,10 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medvol.errors import MedvolError
 from medvol.io.files import cannot_read, existing, walk_files
 from medvol.io.read import DICOM, NPZ, SUFFIXES, suffix_kind
+
+if TYPE_CHECKING:
+    from medvol.io.dicom_series import SeriesInfo
+
+# Verdicts that one part of a series scattered over folders may get, so that the parts are no copies.
+_INCOMPLETE = ("MISSING_SLICES", "UNEVEN_SPACING", "NO_GEOMETRY")
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,26 @@ def _found_series(folder: Path, root: Path) -> list[Found]:
         if not info.uid:  # a damaged header, or a file without a series: it stands for itself
             found += [Found(str(path), _stem(path.relative_to(root)), info.verdict) for path in info.files]
             continue
-        common = Path(os.path.commonpath([path.parent for path in info.files]))
-        place = common.relative_to(root).as_posix()
         number = info.number if info.number is not None else position
-        name = _safe(f"{folder.resolve().name if place == '.' else place}_series{number}")
-        found.append(Found(f"{common}#{info.uid}", name, info.verdict))
+        for place, verdict in _places(info):
+            relative = place.relative_to(root).as_posix()
+            name = _safe(f"{folder.resolve().name if relative == '.' else relative}_series{number}")
+            found.append(Found(f"{place}#{info.uid}", name, verdict))
     return found
+
+
+def _places(info: SeriesInfo) -> list[tuple[Path, str]]:
+    """Return the folder of a series, or several where each holds a complete copy of it, with their verdicts."""
+    from medvol.io.dicom_series import list_series
+
+    folders = sorted({path.parent for path in info.files})
+    common = Path(os.path.commonpath(folders))
+    if len(folders) == 1 or not info.verdict:
+        return [(common, info.verdict)]
+    # The same series converted or exported twice does not read as one image, but each copy may.
+    alone = [(place, one.verdict) for place in folders for one in list_series(place) if one.uid == info.uid]
+    complete = not any(verdict in _INCOMPLETE for _, verdict in alone)
+    return alone if complete else [(common, info.verdict)]
 
 
 def _stem(path: Path) -> str:

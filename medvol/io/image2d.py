@@ -55,6 +55,8 @@ def read_image2d(reference: Reference, options: ReadOptions) -> Volume:
             array = np.asarray(plain)
     except MedvolError:
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(path, f"more than {2 * MOST_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise _damaged(path, error) from error
     if array.dtype == np.int32:
@@ -71,13 +73,7 @@ def _check_head(image: Any, path: Path, options: ReadOptions) -> None:
     width, height = image.size
     require_size(width * height * len(image.getbands()), path, options)
     if width * height > MOST_PIXELS:
-        raise MedvolError(
-            "TOO_LARGE",
-            file=path,
-            found=f"{width} x {height} pixels",
-            expected=f"at most {MOST_PIXELS:,} in all",
-            fix="cut it into tiles",
-        )
+        raise _too_many_pixels(path, f"{width} x {height} pixels")
     if getattr(image, "n_frames", 1) > 1:
         raise MedvolError(
             "WRONG_DIMS", file=path, found=f"{image.n_frames} frames", expected="one image", fix="save one frame of it"
@@ -93,6 +89,11 @@ def _check_head(image: Any, path: Path, options: ReadOptions) -> None:
             expected="8-bit colour or 16-bit grey",
             fix="convert it first, or save it as npy",
         )
+
+
+def _too_many_pixels(path: Path, found: str) -> MedvolError:
+    expected = f"at most {MOST_PIXELS:,} pixels"
+    return MedvolError("TOO_LARGE", file=path, found=found, expected=expected, fix="cut it into tiles")
 
 
 def _plain(image: Any, path: Path) -> tuple[Any, tuple[str, ...]]:

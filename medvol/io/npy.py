@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,6 +81,8 @@ def parse_npy_header(stream: BinaryIO, file: Path) -> NpyHeader:
         version = np.lib.format.read_magic(stream)
         parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = parse(stream)
+    except (zipfile.BadZipFile, zlib.error):
+        raise  # damage of the archive around the array, which its reader reports
     except Exception as error:  # NumPy parses the header as Python source, and damage meets every kind of exception
         code = "TRUNCATED" if "EOF" in str(error) else "NOT_NPY"
         raise MedvolError(

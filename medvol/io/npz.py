@@ -1,7 +1,8 @@
 """NumPy archives: one array by name, decompressed once per process however many of its rows are read.
 
-The opened arrays are held in a small cache, because a member has to be decompressed from its start to reach a row. Its key holds size and time of the file, so a rewritten archive is read anew. The price is memory in each worker
-process; a stacked .npy, which is memory-mapped, has neither the price nor the need.
+The opened arrays are held in a small cache, because a member has to be decompressed from its start to reach a row. Its
+key holds size and time of the file, so a rewritten archive is read anew. The price is memory in each worker process; a
+stacked .npy, which is memory-mapped, has neither the price nor the need.
 """
 
 from __future__ import annotations
@@ -79,10 +80,12 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, NotImplementedError, KeyError) as error:
+        # The text may quote the damaged bytes.
+        reason = "wrong CRC-32" if "CRC" in str(error) else type(error).__name__
         raise MedvolError(
             "CORRUPT",
             file=path,
-            found=f"an archive that cannot be read ({error})"[:150],
+            found=f"an archive that cannot be read ({reason})",
             expected="an archive that agrees with its checksums",
             fix="copy or download the file again",
         ) from error

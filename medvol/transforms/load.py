@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 from monai.config import KeysCollection
@@ -29,7 +32,8 @@ class LoadVolumed(LoadImaged):
     def __init__(
         self, keys: KeysCollection, reader: ImageReader | None = None, allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, dtype=None, image_only=True, allow_missing_keys=allow_missing_keys)
+        with _quiet_codec_check():
+            super().__init__(keys, dtype=None, image_only=True, allow_missing_keys=allow_missing_keys)
         self._loader.readers.clear()
         self.reader = VolumeReader() if reader is None else reader
 
@@ -43,3 +47,16 @@ class LoadVolumed(LoadImaged):
             return dict(super().__call__(data, reader or self.reader))
         except MedvolError as error:
             raise error.for_case(str(data.get("case", ""))) from error
+
+
+@contextmanager
+def _quiet_codec_check() -> Iterator[None]:
+    """Keep MONAI's constructor from warning, on every machine without a GPU codec, about readers that are not used."""
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            yield
+    finally:
+        logger.disabled = was_disabled

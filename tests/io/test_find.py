@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from medvol.io import find_volumes, read_volume
+
+
+@pytest.fixture
+def tree(tmp_path, voxels, write_nifti, write_series):
+    for name in ("b.nii.gz", "sub/a.nii", "sub/A.nii.gz", ".hidden.nii.gz", ".git/c.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_nifti(tmp_path / name, voxels)
+    np.save(tmp_path / "sub_a.npy", voxels)
+    np.savez(tmp_path / "many.npz", x=voxels, y=voxels)
+    np.savez(tmp_path / "one.npz", x=voxels)
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "patients.csv").write_text("case,patient\n")
+    write_series(tmp_path / "study" / "ct", voxels)
+    write_series(tmp_path / "study" / "mixed" / "x", voxels, series="1.2.3.5")
+    write_series(tmp_path / "study" / "mixed" / "y", voxels, series="1.2.3.6")
+    return tmp_path
+
+
+def test_every_volume_is_found_once_with_a_safe_unique_name(tree):
+    found = find_volumes(tree)
+    assert [one.name for one in found] == [
+        "b",
+        "one",
+        "study_ct_series7",
+        "study_mixed_x_series7",
+        "study_mixed_y_series7",
+        "sub_A",
+        "sub_a_2",
+        "sub_a_3",
+    ]
+    assert [one.verdict for one in found] == [""] * 8
+
+
+def test_what_is_found_can_be_read(tree, voxels):
+    for one in find_volumes(tree):
+        np.testing.assert_array_equal(read_volume(one.reference).array, voxels)
+
+
+def test_a_series_scattered_over_folders_is_one_volume(tmp_path, voxels, write_series):
+    for index, path in enumerate(write_series(tmp_path / "a", voxels)):
+        folder = tmp_path / f"part{index % 2}"
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    (tmp_path / "a").rmdir()
+    (found,) = find_volumes(tmp_path)
+    assert found.reference == f"{tmp_path}#1.2.3.4"
+    np.testing.assert_array_equal(read_volume(found.reference).array, voxels)
+
+
+def test_two_versions_of_one_series_are_two_volumes(tmp_path, voxels, write_series):
+    write_series(tmp_path / "raw", voxels)
+    write_series(tmp_path / "denoised", voxels + 1)
+    found = find_volumes(tmp_path)
+    assert [one.name for one in found] == ["denoised_series7", "raw_series7"]
+    np.testing.assert_array_equal(read_volume(found[0].reference).array, voxels + 1)
+
+
+def test_a_series_that_reading_refuses_is_listed_with_its_verdict(tmp_path, voxels, write_series):
+    write_series(tmp_path, voxels)[4].unlink()
+    (found,) = find_volumes(tmp_path)
+    assert found.verdict == "MISSING_SLICES"
+    assert found.name == f"{tmp_path.name}_series7"
+
+
+def test_a_single_file_is_found(tmp_path, voxels, write_nifti, write_series):
+    path = write_nifti(tmp_path / "case 1.nii.gz", voxels)
+    assert [(one.reference, one.name) for one in find_volumes(path)] == [(str(path), "case_1")]
+    dicom = write_series(tmp_path / "ct", voxels)[0]
+    assert [(one.reference, one.name) for one in find_volumes(dicom)] == [(str(dicom), "009")]
+
+
+def test_no_name_holds_a_patient(tmp_path, voxels, write_series):
+    write_series(tmp_path, voxels)
+    assert "SECRETX" not in repr(find_volumes(tmp_path))
+
+
+def test_an_empty_folder_is_refused(tmp_path, refused):
+    (tmp_path / "notes.txt").touch()
+    with refused("EMPTY_FOLDER", "1 files, none of them a volume"):
+        find_volumes(tmp_path)
+
+
+def test_a_missing_folder_is_refused_with_the_nearest_name(tmp_path, refused):
+    (tmp_path / "images").mkdir()
+    with refused("NOT_FOUND", "did you mean 'images'?"):
+        find_volumes(tmp_path / "image")
+
+
+def test_linked_folders_are_followed_once(tmp_path, voxels, write_nifti):
+    (tmp_path / "root").mkdir()
+    write_nifti(tmp_path / "outside.nii.gz", voxels)
+    (tmp_path / "root" / "link").symlink_to(tmp_path)
+    assert [one.name for one in find_volumes(tmp_path / "root")] == ["link_outside"]
