@@ -92,6 +92,17 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean '{matches[0]}'?" if matches else ""
 
 
+def find_refusal(error: BaseException | None) -> MedvolError | None:
+    """Return the MedvolError that an exception was raised from, however often MONAI wrapped it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, MedvolError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _rebuild(fields: dict[str, Any]) -> MedvolError:
     code = fields.pop("code")
     return MedvolError(code, **fields)

@@ -21,7 +21,7 @@ from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigParser
 
-from medvol.errors import MedvolError, nearest
+from medvol.errors import MedvolError, find_refusal, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -95,17 +95,6 @@ def check_options(config: dict[str, Any], defined: Sequence[dict[str, Any]]) -> 
             or "see the options at the top of configs/train.json",
             details=sorted(known),
         )
-
-
-def find_refusal(error: BaseException | None) -> MedvolError | None:
-    """Return the MedvolError that an exception was raised from, however often MONAI wrapped it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, MedvolError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _short_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 COHORT_FOLDER = "synthetic_cohort"
 TABLE_FILE = "cases.csv"
+COHORT_CLASSES = ("vessel", "aneurysm")  # the last of two classes is the positive one
 COHORT_CASES_PREDICTED = 16
 
 
@@ -36,13 +37,16 @@ def classification_study(
         split_seed: Seed of the split, where the source brings none.
         fractions: Shares of train, val and test.
         label_column: Column that holds the class.
-        classes: Class names in their order; those of a trained model when it is evaluated. Empty: read off the labels.
+        classes: Class names in their order, the positive one of two last; those of a trained model when it is evaluated.
+            Empty: read off the labels, sorted.
 
     Raises:
         MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind.
     """
-    source = str(dataset_dir) if dataset_dir else _synthetic_cohort(Path(output_dir) / COHORT_FOLDER)
-    study = open_study(source, label_column=label_column, classes=tuple(classes))
+    if dataset_dir:
+        study = open_study(str(dataset_dir), label_column=label_column, classes=tuple(classes))
+    else:
+        study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER), classes=COHORT_CLASSES)
     require_task(study, "classification")
     require_images(study)
     study = assign_splits(study, fractions=tuple(fractions), seed=split_seed)

@@ -199,23 +199,22 @@ def _ras_order(volume: Volume) -> list[int]:
 
 def _grid(
     sampled: Sequence[_Sampled], spatial_size: Sequence[int] | str, spacing_mm: Sequence[float] | str
-) -> tuple[tuple[int, int, int], tuple[float, float, float] | None]:
-    """Return the size and spacing that the network is given."""
+) -> tuple[Any, Any]:
+    """Return the size and spacing that the network is given, each along x y z; no spacing in voxel space."""
+    size = None if isinstance(spatial_size, str) else _triple(spatial_size, int)
+    step = None if isinstance(spacing_mm, str) else _triple(spacing_mm, float)
     sizes = np.array([one.size for one in sampled])
     if sampled[0].spacing_mm is None:
-        size = np.minimum(np.median(sizes, axis=0), LARGEST_SIZE) if isinstance(spatial_size, str) else spatial_size
-        return _triple(size, int), None
+        return size or _triple(np.minimum(np.median(sizes, axis=0), LARGEST_SIZE), int), None
     spacings = np.array([one.spacing_mm for one in sampled])
     fov_mm = np.percentile(sizes * spacings, 95, axis=0)
-    if isinstance(spacing_mm, str):
-        most = np.full(3, LARGEST_SIZE) if isinstance(spatial_size, str) else np.asarray(spatial_size)
-        step = np.maximum(np.median(spacings, axis=0), fov_mm / most).round(4)
-    else:
-        step = np.asarray(spacing_mm, dtype=np.float64)
-    if isinstance(spatial_size, str):
+    if step is None:
+        most = np.array(size or (LARGEST_SIZE,) * 3)
+        step = _triple(np.maximum(np.median(spacings, axis=0), fov_mm / most).round(4), float)
+    if size is None:
         # A multiple of 4 keeps both halvings of a small network exact; a rounding residue must not add a voxel.
-        spatial_size = np.minimum(np.ceil(fov_mm / step / 4 - 1e-3) * 4, LARGEST_SIZE)
-    return _triple(spatial_size, int), _triple(step, float)
+        size = _triple(np.minimum(np.ceil(fov_mm / np.array(step) / 4 - 1e-3) * 4, LARGEST_SIZE), int)
+    return size, step
 
 
 def _triple(values: Any, kind: type) -> Any:

@@ -94,7 +94,8 @@ def choose_runtime(
         network: Network on `device`; a copy is timed, its weights stay as they are.
         input_shape: Channel and spatial size of one volume, (channel, x, y, z).
         device: Where it will run.
-        precision: `auto` measures; a name fixes the precision and only the layout is measured.
+        precision: `auto` measures. `float32` and `bfloat16` fix the choice, contiguous layout, nothing measured: what to
+            pass when two runs must be equal to the bit, since a measurement may come out differently.
         memory_file: JSON file in which measurements are remembered.
 
     Raises:
@@ -107,20 +108,20 @@ def choose_runtime(
             expected=", ".join(PRECISIONS),
             fix=nearest(str(precision), PRECISIONS),
         )
-    if device.type != "cpu":
-        dtype = "bfloat16" if precision == "auto" and torch.cuda.is_bf16_supported() else precision
-        runtime = Runtime(device.type, "float32" if dtype == "auto" else dtype, channels_last=True)
+    if precision != "auto":
+        runtime = Runtime(device.type, precision)
+    elif device.type == "cpu":
+        runtime = _remembered(network, input_shape, Path(memory_file) if memory_file else None)
     else:
-        runtime = _remembered(network, input_shape, precision, Path(memory_file) if memory_file else None)
+        runtime = Runtime(device.type, "bfloat16" if torch.cuda.is_bf16_supported() else "float32", channels_last=True)
     network.to(memory_format=runtime.memory_format)
     logger.info("Runtime: %s", runtime)
     return runtime
 
 
-def measure_runtimes(network: nn.Module, input_shape: Sequence[int], precision: str) -> dict[Runtime, float]:
+def measure_runtimes(network: nn.Module, input_shape: Sequence[int]) -> dict[Runtime, float]:
     """Return the seconds per training step of each candidate, fastest of three, on a copy of the network."""
-    dtypes = ("float32", "bfloat16") if precision == "auto" else (precision,)
-    candidates = [Runtime("cpu", dtype, layout) for dtype in dtypes for layout in (False, True)]
+    candidates = [Runtime("cpu", dtype, layout) for dtype in ("float32", "bfloat16") for layout in (False, True)]
     return {candidate: _seconds_per_step(copy.deepcopy(network), input_shape, candidate) for candidate in candidates}
 
 
@@ -145,14 +146,14 @@ def _seconds_per_step(network: nn.Module, input_shape: Sequence[int], runtime: R
     return min(durations[1:])
 
 
-def _remembered(network: nn.Module, input_shape: Sequence[int], precision: str, memory_file: Path | None) -> Runtime:
-    key = _machine_key(network, input_shape, precision)
+def _remembered(network: nn.Module, input_shape: Sequence[int], memory_file: Path | None) -> Runtime:
+    key = _machine_key(network, input_shape)
     known = _read_memory(memory_file)
     if key in known:
         return Runtime(**known[key])
     # Dropout in the probe draws from torch's global generator; training must not depend on whether it was measured.
     with torch.random.fork_rng(devices=[]):
-        seconds = measure_runtimes(network, input_shape, precision)
+        seconds = measure_runtimes(network, input_shape)
     best = fastest(seconds)
     slowest = max(seconds.values())
     logger.info("Measured a training step: %s, %.1f times the slowest", best, slowest / seconds[best])
@@ -173,8 +174,8 @@ def _read_memory(memory_file: Path | None) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _machine_key(network: nn.Module, input_shape: Sequence[int], precision: str) -> str:
+def _machine_key(network: nn.Module, input_shape: Sequence[int]) -> str:
     layout = [(name, tuple(parameter.shape)) for name, parameter in network.named_parameters()]
     machine = (torch.__version__, platform.processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-    text = repr((layout, tuple(input_shape), precision, machine))
+    text = repr((layout, tuple(input_shape), machine))
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -9,7 +9,7 @@ from typing import Any, final
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from medvol.errors import MedvolError
+from medvol.errors import MedvolError, find_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,11 @@ class VolumesToPredict(IterableDataset[dict[str, Any]]):
         for item in tqdm(self.data, desc="Predicting", unit="case", disable=not self.show_progress):
             try:
                 yield self.transform(dict(item))
-            except MedvolError as error:
-                named = error.for_case(item["case"])
+            except Exception as error:
+                # MONAI's Compose wraps what a transform raises; anything that is not a refusal is a defect and goes on.
+                refusal = find_refusal(error)
+                if refusal is None:
+                    raise
+                named = refusal.for_case(item["case"])
                 logger.warning("Left out: %s", named)
                 self.failures.append(named)

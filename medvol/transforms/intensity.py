@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
-from medvol.data.cache import AfterCache
+from medvol.data.cache_chain import AfterCache
 from medvol.data.facts import Facts
 from medvol.errors import MedvolError
 

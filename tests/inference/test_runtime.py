@@ -25,9 +25,12 @@ def test_the_fastest_is_taken_only_when_it_gains_more_than_noise():
     assert fastest({plain: 1.00, layout: 0.80, half: 0.50}) == half
 
 
-def test_auto_measures_both_precisions_and_a_named_one_only_itself():
-    assert {one.dtype for one in measure_runtimes(small(), SHAPE, "auto")} == {"float32", "bfloat16"}
-    assert {one.dtype for one in measure_runtimes(small(), SHAPE, "float32")} == {"float32"}
+def test_both_precisions_and_both_layouts_are_measured_and_a_named_precision_is_taken_as_it_is(tmp_path):
+    assert len(measure_runtimes(small(), SHAPE)) == 4
+    memory = tmp_path / "runtime.json"
+    assert choose_runtime(small(), SHAPE, device=CPU, precision="float32", memory_file=memory) == Runtime("cpu")
+    assert choose_runtime(small(), SHAPE, device=CPU, precision="bfloat16") == Runtime("cpu", "bfloat16")
+    assert not memory.exists()
 
 
 def test_choosing_changes_neither_weights_nor_the_random_numbers_that_follow():

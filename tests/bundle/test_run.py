@@ -1,0 +1,210 @@
+"""Every bundle trained, evaluated and applied with MONAI's own command, from another working directory."""
+
+import csv
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, run
+
+from medvol.errors import find_refusal
+from medvol.phantoms.cohort import classification_cohort
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*_classification/configs/metadata.json"))
+QUIET = {"show_progress": False, "precision": "float32"}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI warns of expressions in any config
+
+
+@pytest.fixture(autouse=True)
+def leave_no_trace(monkeypatch, tmp_path):
+    """Run elsewhere, and undo what a bundle's logging.conf and `begin` set for the process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
+    yield
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return classification_cohort(tmp_path_factory.mktemp("study") / "cohort", patients=15, size=(22, 21, 20))
+
+
+def bundle_run(bundle, modes, output, **options):
+    files = [str(bundle / "configs" / f"{mode}.json") for mode in modes]
+    run(config_file=files if len(files) > 1 else files[0], bundle_root=str(bundle), output_dir=str(output), **options)
+
+
+def train(bundle, output, dataset, **options):
+    bundle_run(
+        bundle,
+        ["train"],
+        output,
+        **{"dataset_dir": str(dataset), "max_epochs": 2, "batch_size": 8, "model_dir": str(output / "models")},
+        **{**QUIET, **options},
+    )
+
+
+def rows_of(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(bundle, cohort, tmp_path):
+    output, models = tmp_path / "out put", tmp_path / "out put" / "models"
+    train(bundle, output, cohort)
+    weights = torch.load(models / "model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+    record = json.loads((models / "model.json").read_text())
+    assert record["facts"]["classes"] == ["aneurysm", "vessel"] or record["facts"]["classes"] == ["vessel", "aneurysm"]
+
+    bundle_run(bundle, ["train", "evaluate"], output, dataset_dir=str(cohort), model_dir=str(models), **QUIET)
+    metrics = json.loads((output / "metrics.json").read_text())
+    test_cases = [row for row in rows_of(cohort) if row["split"] == "test"]
+    assert (metrics["split"], metrics["n_cases"]) == ("test", len(test_cases))
+    predicted = rows_of(output / "predictions.csv")
+    assert {row["case"] for row in predicted} == {row["case"] for row in test_cases}
+    assert {row["label"] for row in predicted} <= {"vessel", "aneurysm"}
+
+    single = cohort.parent / test_cases[0]["image"]
+    bundle_run(
+        bundle, ["inference"], tmp_path / "one", dataset_dir=str(single), model_dir=str(models), show_progress=False
+    )
+    (alone,) = rows_of(tmp_path / "one" / "predictions.csv")
+    names = [name for name in alone if name.startswith("prob_")]
+    together = next(row for row in predicted if row["case"] == test_cases[0]["case"])
+    np.testing.assert_allclose([float(alone[n]) for n in names], [float(together[n]) for n in names], atol=1e-4)
+    assert sum(float(alone[name]) for name in names) == pytest.approx(1, abs=1e-5)
+
+    for mode, kind in (("train", "train"), ("inference", "infer")):
+        workflow = ConfigWorkflow(
+            config_file=str(bundle / "configs" / f"{mode}.json"),
+            workflow_type=kind,
+            logging_file=False,
+            **{"bundle_root": str(bundle), "output_dir": str(output), "dataset_dir": str(cohort)},
+            **{"model_dir": str(models), "show_progress": False},
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+    runs = json.loads((output / "run.json").read_text())
+    assert set(runs) == {"train", "evaluate"}
+    assert runs["evaluate"]["weights_sha256"] == record["weights_sha256"]
+    for name in ("training.png", "confusion.png", "roc.png", "reliability.png", "history.csv", "cases.csv"):
+        assert (output / name).stat().st_size > 100, name
+
+
+def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(cohort, tmp_path):
+    weights = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(BUNDLES[-1], tmp_path / name, cohort, seed=seed)
+        weights[name] = torch.load(tmp_path / name / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(weights["a"][key], weights["b"][key]) for key in weights["a"])
+    assert not all(torch.equal(weights["a"][key], weights["c"][key]) for key in weights["a"])
+
+
+def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle(tmp_path):
+    rng = np.random.default_rng(0)
+    study = tmp_path / "arrays"
+    study.mkdir()
+    for part, count in (("train", 24), ("test", 9)):
+        labels = np.arange(count) % 3
+        np.save(study / f"{part}_data.npy", (rng.random((count, 12, 11, 10)) * 80 + 80 * labels[:, None, None, None]).astype(np.uint8))
+        np.save(study / f"{part}_labels.npy", labels)
+    train(BUNDLES[-1], tmp_path / "o", study)
+    bundle_run(
+        BUNDLES[-1], ["train", "evaluate"], tmp_path / "o", dataset_dir=str(study), model_dir=str(tmp_path / "o/models"), **QUIET
+    )
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text())["classes"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_epoch": 1}, "UNKNOWN_OPTION: --max_epoch;.*'--max_epochs'"),
+        ({"dataset_dir": "nowhere"}, "NOT_FOUND"),
+        ({"dataset_dir": "empty"}, "EMPTY"),
+        ({"precision": "bfloat"}, "UNKNOWN_OPTION.*bfloat16"),
+        ({"spatial_size": [4, 4]}, "UNKNOWN_OPTION.*three positive numbers"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011 - MONAI wraps the refusal in RuntimeErrors of its own
+        train(BUNDLES[-1], tmp_path / "o", options.pop("dataset_dir", cohort), **options)
+    refusal = find_refusal(wrapped.value)
+    assert refusal is not None
+    assert len(str(refusal)) <= 300
+    import re
+
+    assert re.search(expected, str(refusal)), str(refusal)
+
+
+def test_a_segmentation_study_is_of_the_wrong_kind(tmp_path):
+    from medvol.phantoms.cohort import segmentation_cohort
+
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011
+        train(BUNDLES[-1], tmp_path / "o", segmentation_cohort(tmp_path / "seg", patients=6, size=(16, 17, 18)))
+    assert find_refusal(wrapped.value).code == "WRONG_KIND"
+
+
+def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path):
+    train(BUNDLES[-1], tmp_path / "o", cohort)
+    leaky = cohort.parent / "leaky.csv"
+    text = cohort.read_text().replace(",train,", ",swap,").replace(",test,", ",train,").replace(",swap,", ",test,")
+    leaky.write_text(text)
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011
+        bundle_run(
+            BUNDLES[-1], ["train", "evaluate"], tmp_path / "e", dataset_dir=str(leaky), model_dir=str(tmp_path / "o/models"), **QUIET
+        )
+    assert find_refusal(wrapped.value).code == "LEAK"
+
+
+def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, tmp_path):
+    train(BUNDLES[-1], tmp_path / "o", cohort)
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    images = sorted((cohort.parent / "images").glob("*.nii.gz"))[:3]
+    for image in images:
+        shutil.copy(image, folder)
+    (folder / "broken.nii.gz").write_bytes(images[0].read_bytes()[:500])
+    with pytest.raises(SystemExit) as stopped:
+        bundle_run(
+            BUNDLES[-1], ["inference"], tmp_path / "p", dataset_dir=str(folder), model_dir=str(tmp_path / "o/models"), show_progress=False
+        )
+    assert stopped.value.code == 3
+    rows = rows_of(tmp_path / "p" / "predictions.csv")
+    assert [row["pred"] != "" for row in rows] == [True, True, True, False]
+    assert rows[-1]["error"].startswith(("TRUNCATED", "CORRUPT"))
+
+
+def test_inference_before_training_says_so(cohort, tmp_path):
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011
+        bundle_run(
+            BUNDLES[-1], ["inference"], tmp_path / "p", dataset_dir=str(cohort), model_dir=str(tmp_path / "none"), show_progress=False
+        )
+    assert find_refusal(wrapped.value).code == "NO_WEIGHTS"
+
+
+@pytest.mark.slow
+def test_on_the_command_line_a_refusal_is_one_line_and_the_exit_code_is_not_0(tmp_path):
+    bundle = BUNDLES[-1]
+    command = [
+        *(sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--bundle_root", str(bundle)),
+        *("--config_file", str(bundle / "configs" / "train.json"), "--output_dir", str(tmp_path), "--max_epoch", "1"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "did you mean '--max_epochs'?" in result.stderr
+    assert "Traceback" not in result.stderr
