@@ -1,16 +1,8 @@
-# ---
-# jupyter:
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Look at volumes and their geometry
 #
-# A volume is more than an array: its *affine* says where in the patient each voxel lies. This notebook shows what medvol
-# makes of it, on synthetic volumes whose answers are known. It takes less than a minute and needs no data.
+# A volume is more than an array: its *affine* says where in the patient each voxel lies. This notebook shows what
+# medvol makes of it, on synthetic volumes whose answers are known. It takes less than a minute and needs no data.
 
 # %%
 import tempfile
@@ -69,7 +61,14 @@ print({name: value for name, value in patient.answer.items() if "side" in name o
 # %%
 ras = nib.as_closest_canonical(nib.Nifti1Image(patient.image.array, patient.image.affine))
 axial = ras.get_fdata()[:, :, ras.shape[2] // 2].T
-plt.imshow(axial, cmap="gray", vmin=-160, vmax=240, origin="lower", aspect=ras.header.get_zooms()[1] / ras.header.get_zooms()[0])
+plt.imshow(
+    axial,
+    cmap="gray",
+    vmin=-160,
+    vmax=240,
+    origin="lower",
+    aspect=ras.header.get_zooms()[1] / ras.header.get_zooms()[0],
+)
 plt.gca().invert_xaxis()
 plt.title("Axial slice, window -160 to 240 HU")
 plt.xlabel("R  -  patient  -  L")

@@ -10,7 +10,13 @@ from medvol.errors import MedvolError, nearest
 
 def example():
     return MedvolError(
-        "TRUNCATED", case="p1", file="a/b.nii.gz", found="10 of 20 bytes", expected="20", fix="copy it again", details=["x"]
+        "TRUNCATED",
+        case="p1",
+        file="a/b.nii.gz",
+        found="10 of 20 bytes",
+        expected="20",
+        fix="copy it again",
+        details=["x"],
     )
 
 

@@ -71,7 +71,9 @@ def begin(bundle_root: str | Path, output_dir: str | Path) -> Session:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MedvolError("CANNOT_WRITE", file=output, found=str(error.strerror), fix="pass another --output_dir") from error
+        raise MedvolError(
+            "CANNOT_WRITE", file=output, found=str(error.strerror), fix="pass another --output_dir"
+        ) from error
     return Session(root.name, output, config, " ".join(["python -m monai.bundle", *sys.argv[1:]]), time.time())
 
 

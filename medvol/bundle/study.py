@@ -37,8 +37,8 @@ def classification_study(
         split_seed: Seed of the split, where the source brings none.
         fractions: Shares of train, val and test.
         label_column: Column that holds the class.
-        classes: Class names in their order, the positive one of two last; those of a trained model when it is evaluated.
-            Empty: read off the labels, sorted.
+        classes: Class names in their order, the positive one of two last; those of a trained model when it is
+            evaluated. Empty: read off the labels, sorted.
 
     Raises:
         MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind.

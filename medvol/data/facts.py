@@ -78,7 +78,10 @@ class Facts:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Facts:
         """Return the facts that `as_dict` wrote."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class _Sampled:
     is_8bit: bool
 
 
-def fit_facts(  # noqa: PLR0913 - each argument is one fact that a user may fix
+def fit_facts(
     study: Study,
     *,
     spatial_size: Sequence[int] | str = "auto",
@@ -104,13 +107,13 @@ def fit_facts(  # noqa: PLR0913 - each argument is one fact that a user may fix
 ) -> Facts:
     """Read the facts off up to 48 training volumes; whatever is given is taken as it is.
 
-    Without a geometry every volume is resized to the median size, at most 64 voxels along an axis. With one, the spacing
-    is the median, coarsened where the 95th percentile of the field of view would need more than 64 voxels, and volumes
-    are centred and cropped or padded. Grey values within 0..255 are `scaled`, values below -500 with a wider range are
+    Without a geometry every volume is resized to the median size, at most 64 voxels along an axis. With one, the
+    spacing is the median, coarsened where the 95th percentile of the field of view would need more than 64 voxels, and
+    volumes are centred and cropped or padded. Grey values within 0..255 are `scaled`, values below -500 with a wider range are
     taken as HU (`ct`), anything else is `mr`.
 
     Raises:
-        MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `WRONG_DIMS`, or what reading a volume finds.
+        MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `WRONG_DIMS`, or what reading finds.
     """
     if intensity not in INTENSITY_SCHEMES:
         raise MedvolError(
@@ -237,9 +240,7 @@ def _scheme(sampled: Sequence[_Sampled]) -> str:
     return "ct" if np.median([one.low for one in sampled]) < AIR_HU else "mr"
 
 
-def _limits(
-    sampled: Sequence[_Sampled], scheme: str, window_hu: Sequence[float] | None
-) -> tuple[float, float] | None:
+def _limits(sampled: Sequence[_Sampled], scheme: str, window_hu: Sequence[float] | None) -> tuple[float, float] | None:
     if scheme == "mr":
         return None
     if window_hu is not None or scheme == "ct":

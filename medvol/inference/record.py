@@ -64,7 +64,10 @@ def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecor
         )
     except (ValueError, KeyError, TypeError) as error:
         raise MedvolError(
-            "BAD_RECORD", file=path, found=f"{type(error).__name__}: {error}", expected="a record written by training",
+            "BAD_RECORD",
+            file=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="a record written by training",
             fix="train again",
         ) from error
 

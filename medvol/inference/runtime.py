@@ -94,8 +94,8 @@ def choose_runtime(
         network: Network on `device`; a copy is timed, its weights stay as they are.
         input_shape: Channel and spatial size of one volume, (channel, x, y, z).
         device: Where it will run.
-        precision: `auto` measures. `float32` and `bfloat16` fix the choice, contiguous layout, nothing measured: what to
-            pass when two runs must be equal to the bit, since a measurement may come out differently.
+        precision: `auto` measures. `float32` and `bfloat16` fix the choice, contiguous layout, nothing measured: what
+            to pass when two runs must be equal to the bit, since a measurement may come out differently.
         memory_file: JSON file in which measurements are remembered.
 
     Raises:
@@ -114,7 +114,7 @@ def choose_runtime(
         runtime = _remembered(network, input_shape, Path(memory_file) if memory_file else None)
     else:
         runtime = Runtime(device.type, "bfloat16" if torch.cuda.is_bf16_supported() else "float32", channels_last=True)
-    network.to(memory_format=runtime.memory_format)
+    network.to(memory_format=runtime.memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
     logger.info("Runtime: %s", runtime)
     return runtime
 
@@ -135,7 +135,7 @@ def fastest(seconds: dict[Runtime, float]) -> Runtime:
 
 
 def _seconds_per_step(network: nn.Module, input_shape: Sequence[int], runtime: Runtime) -> float:
-    network.train().to(memory_format=runtime.memory_format)
+    network.train().to(memory_format=runtime.memory_format)  # type: ignore[call-overload]
     inferer = RuntimeInferer(runtime)
     batch = torch.zeros(PROBE_BATCH, *input_shape)
     durations = []
@@ -176,6 +176,11 @@ def _read_memory(memory_file: Path | None) -> dict[str, Any]:
 
 def _machine_key(network: nn.Module, input_shape: Sequence[int]) -> str:
     layout = [(name, tuple(parameter.shape)) for name, parameter in network.named_parameters()]
-    machine = (torch.__version__, platform.processor(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    machine = (
+        torch.__version__,
+        platform.processor(),
+        torch.backends.cpu.get_cpu_capability(),
+        torch.get_num_threads(),
+    )
     text = repr((layout, tuple(input_shape), machine))
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -56,6 +56,8 @@ def _umask() -> int:
 
 def _refusal(path: Path, error: BaseException) -> MedvolError:
     if getattr(error, "errno", None) in _FULL or "PytorchStreamWriter" in str(error):
-        return MedvolError("DISK_FULL", file=path, found="no space left to write it", fix="free space; the old file is intact")
+        return MedvolError(
+            "DISK_FULL", file=path, found="no space left to write it", fix="free space; the old file is intact"
+        )
     reason = getattr(error, "strerror", None) or str(error)
     return MedvolError("CANNOT_WRITE", file=path, found=reason, fix="name a folder that you may write to")

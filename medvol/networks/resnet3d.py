@@ -7,6 +7,7 @@ runs on an eighth of the voxels. A wide network at full resolution costs more an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import final
 
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class ResNet3D(nn.Module):
             nn.ReLU(inplace=True),
         )
         stages = [ResidualBlock(widths[0], widths[0], stride=1)]
-        stages += [ResidualBlock(before, after, stride=2) for before, after in zip(widths, widths[1:], strict=False)]
+        stages += [ResidualBlock(before, after, stride=2) for before, after in pairwise(widths)]
         self.stages = nn.Sequential(*stages)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], num_outputs)

@@ -77,7 +77,9 @@ def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *,
         MedvolError: `NO_LABEL` when the cases have none.
     """
     if predictions.labels is None:
-        raise MedvolError("NO_LABEL", found="cases without labels", expected="a label for each", fix="run inference.json")
+        raise MedvolError(
+            "NO_LABEL", found="cases without labels", expected="a label for each", fix="run inference.json"
+        )
     train_labels = np.asarray(evaluated.train_labels, dtype=np.int64)
     return {
         "bundle": evaluated.bundle,

@@ -67,7 +67,12 @@ def draw_roc(path: Path, labels: Labels, probabilities: Probabilities, classes: 
         if truth.all() or not truth.any():
             continue
         curve = roc_curve(truth, probabilities[:, index])
-        axes.plot(curve.false_positive_rate, curve.true_positive_rate, color=COLOURS[number % len(COLOURS)], label=classes[index])
+        axes.plot(
+            curve.false_positive_rate,
+            curve.true_positive_rate,
+            color=COLOURS[number % len(COLOURS)],
+            label=classes[index],
+        )
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(0, 1), ylim=(0, 1.01))
     axes.legend(loc="lower right")

@@ -1,6 +1,7 @@
 """Ignite handlers of a training run: each does one thing and is one line in train.json.
 
-Their order in the list does not matter; each hooks into the event it needs.
+Each hooks into the event it needs. Handlers of one event run in the order of the list: whatever uses the metrics of an
+epoch, as `SaveModel` and `TrainingHistory` do, stands after MONAI's ValidationHandler.
 """
 
 from __future__ import annotations
@@ -196,7 +197,9 @@ class TrainingHistory:
         loss = sum(self._losses) / max(1, len(self._losses))
         self._losses.clear()
         metrics = {
-            name: float(value) for name, value in self.validator.state.metrics.items() if isinstance(value, (int, float))
+            name: float(value)
+            for name, value in self.validator.state.metrics.items()
+            if isinstance(value, (int, float))
         }
         rate = self.optimizer.param_groups[0]["lr"]
         self.rows.append({"epoch": engine.state.epoch, "train_loss": loss, "learning_rate": rate, **metrics})

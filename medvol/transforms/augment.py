@@ -142,9 +142,7 @@ def sampling_grid(matrix: Tensor, size: Sequence[int]) -> Tensor:
     rays = [_voxel_centres(int(length)) for length in size]
     # grid_sample counts positions from -1 to 1 over the field of view, a factor of 2 that only the shift feels.
     linear, shift = matrix[:, :, :3].flip(1), 2 * matrix[:, :, 3].flip(1)
-    x, y, z = (
-        linear[:, None, :, axis] * ray[None, :, None] for axis, ray in enumerate(rays)
-    )  # each (n, length, 3)
+    x, y, z = (linear[:, None, :, axis] * ray[None, :, None] for axis, ray in enumerate(rays))  # each (n, length, 3)
     plane = x[:, :, None] + (y + shift[:, None])[:, None]  # (n, x, y, 3)
     return plane[:, :, :, None] + z[:, None, None]
 

@@ -1,7 +1,7 @@
 """Grey values to what a network likes, in two steps: measure limits on the volume, then apply them.
 
-Every scheme is the same formula, `(clip(image, low, high) - centre) / scale`; they differ in where the four numbers come
-from. Measuring is done once and cached with the volume, whose voxels stay integers until the limits are applied.
+Every scheme is the same formula, `(clip(image, low, high) - centre) / scale`; they differ in where the four numbers
+come from. Measuring is done once and cached with the volume, whose voxels stay integers until the limits are applied.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_training.py [--seconds 20]
 
 Stock is what MONAI's classification tutorials do: CacheDataset in memory, per-sample dictionary transforms, float32,
-default layout, `SupervisedTrainer`; with 0 and with 2 workers, of which the faster counts. medvol is what its bundles do:
-CachedVolumes, one augmentation per batch, measured precision and layout. Run it on an idle machine.
+default layout, `SupervisedTrainer`; with 0 and with 2 workers, of which the faster counts. medvol is what its bundles
+do: CachedVolumes, one augmentation per batch, measured precision and layout. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -120,11 +120,19 @@ def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle
     study.mkdir()
     for part, count in (("train", 24), ("test", 9)):
         labels = np.arange(count) % 3
-        np.save(study / f"{part}_data.npy", (rng.random((count, 12, 11, 10)) * 80 + 80 * labels[:, None, None, None]).astype(np.uint8))
+        np.save(
+            study / f"{part}_data.npy",
+            (rng.random((count, 12, 11, 10)) * 80 + 80 * labels[:, None, None, None]).astype(np.uint8),
+        )
         np.save(study / f"{part}_labels.npy", labels)
     train(BUNDLES[-1], tmp_path / "o", study)
     bundle_run(
-        BUNDLES[-1], ["train", "evaluate"], tmp_path / "o", dataset_dir=str(study), model_dir=str(tmp_path / "o/models"), **QUIET
+        BUNDLES[-1],
+        ["train", "evaluate"],
+        tmp_path / "o",
+        dataset_dir=str(study),
+        model_dir=str(tmp_path / "o/models"),
+        **QUIET,
     )
     assert json.loads((tmp_path / "o" / "metrics.json").read_text())["classes"] == ["0", "1", "2"]
 
@@ -166,7 +174,12 @@ def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path):
     leaky.write_text(text)
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         bundle_run(
-            BUNDLES[-1], ["train", "evaluate"], tmp_path / "e", dataset_dir=str(leaky), model_dir=str(tmp_path / "o/models"), **QUIET
+            BUNDLES[-1],
+            ["train", "evaluate"],
+            tmp_path / "e",
+            dataset_dir=str(leaky),
+            model_dir=str(tmp_path / "o/models"),
+            **QUIET,
         )
     assert find_refusal(wrapped.value).code == "LEAK"
 
@@ -181,7 +194,12 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
     (folder / "broken.nii.gz").write_bytes(images[0].read_bytes()[:500])
     with pytest.raises(SystemExit) as stopped:
         bundle_run(
-            BUNDLES[-1], ["inference"], tmp_path / "p", dataset_dir=str(folder), model_dir=str(tmp_path / "o/models"), show_progress=False
+            BUNDLES[-1],
+            ["inference"],
+            tmp_path / "p",
+            dataset_dir=str(folder),
+            model_dir=str(tmp_path / "o/models"),
+            show_progress=False,
         )
     assert stopped.value.code == 3
     rows = rows_of(tmp_path / "p" / "predictions.csv")
@@ -192,7 +210,12 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
 def test_inference_before_training_says_so(cohort, tmp_path):
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         bundle_run(
-            BUNDLES[-1], ["inference"], tmp_path / "p", dataset_dir=str(cohort), model_dir=str(tmp_path / "none"), show_progress=False
+            BUNDLES[-1],
+            ["inference"],
+            tmp_path / "p",
+            dataset_dir=str(cohort),
+            model_dir=str(tmp_path / "none"),
+            show_progress=False,
         )
     assert find_refusal(wrapped.value).code == "NO_WEIGHTS"
 

@@ -17,7 +17,9 @@ DEFINED = [
 
 def with_overrides(**changes):
     # A copy: the parser changes nested blocks in place.
-    parser = ConfigParser({key: value for one in copy.deepcopy(DEFINED) for key, value in one.items() if "#" not in key})
+    parser = ConfigParser(
+        {key: value for one in copy.deepcopy(DEFINED) for key, value in one.items() if "#" not in key}
+    )
     parser.update({key.replace("__", "#"): value for key, value in changes.items()})
     return parser.get()
 
@@ -72,10 +74,6 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path, monkeypatch):
 
 def test_other_errors_are_left_to_python():
     assert find_refusal(ValueError("x")) is None
-    try:
-        try:
-            raise MedvolError("CODE", found="x")
-        except MedvolError as error:
-            raise RuntimeError("wrapped") from error
-    except RuntimeError as error:
-        assert find_refusal(error).code == "CODE"
+    with pytest.raises(RuntimeError) as wrapped:
+        raise RuntimeError("wrapped") from MedvolError("CODE", found="x")
+    assert find_refusal(wrapped.value).code == "CODE"

@@ -38,7 +38,9 @@ def test_nothing_drawn_changes_nothing():
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_flip_mirrors_exactly_the_named_axis_in_about_half_of_the_volumes(axis):
     batch = volumes(1).expand(40, -1, -1, -1, -1)
-    changed = apply_augmentation(batch, draw_augmentation(40, replace(STILL, flip_axes=(axis,)), EXTENT_MM, generator()))
+    changed = apply_augmentation(
+        batch, draw_augmentation(40, replace(STILL, flip_axes=(axis,)), EXTENT_MM, generator())
+    )
     mirrored = torch.tensor([torch.allclose(one, batch[0].flip(axis + 1), atol=1e-5) for one in changed])
     unchanged = torch.tensor([torch.allclose(one, batch[0], atol=1e-5) for one in changed])
     assert (mirrored ^ unchanged).all()
