@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ import numpy as np
 
 from medvol.errors import MedvolError
 from medvol.geometry import Affine, Volume, affine_from, lps_to_ras
-from medvol.io.itk_header import check_payload, problem_of_geometry, read_text_header
+from medvol.io.itk_header import TextHeader, check_payload, problem_of_geometry, read_text_header
 from medvol.io.options import ReadOptions
 from medvol.io.voxels import Array, require_size, settle_axes, settle_values
 
 _IMAGE_IO = {"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
-_MOST_BYTES_PER_NUMBER = 8
 
 
 def read_itk(path: Path, options: ReadOptions) -> Volume:
@@ -30,8 +30,7 @@ def read_itk(path: Path, options: ReadOptions) -> Volume:
             `TOO_LARGE`, `WRONG_DIMS`, `BAD_DTYPE` or `NONFINITE`.
     """
     header = read_text_header(path)
-    image, components = _execute(path, header.kind, options)
-    check_payload(header)
+    image, components = _execute(path, header, options)
     array = _array(image, components)
     if image.GetDimension() == 2:
         affine, has_geometry = np.eye(4), False
@@ -55,12 +54,12 @@ def read_itk(path: Path, options: ReadOptions) -> Volume:
     return Volume(array, affine, has_geometry, str(path), channel_axis, notes + axis_notes + value_notes)
 
 
-def _execute(path: Path, kind: str, options: ReadOptions) -> tuple[Any, int]:
+def _execute(path: Path, header: TextHeader, options: ReadOptions) -> tuple[Any, int]:
     import SimpleITK as sitk  # noqa: N813 - the name everybody uses
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetImageIO(_IMAGE_IO[kind])
+    reader.SetImageIO(_IMAGE_IO[header.kind])
     try:
         reader.ReadImageInformation()
         pixel = reader.GetPixelID()
@@ -69,20 +68,24 @@ def _execute(path: Path, kind: str, options: ReadOptions) -> tuple[Any, int]:
             raise MedvolError(
                 "BAD_DTYPE", file=path, found="complex voxels", expected="real numbers", fix="save magnitudes"
             )
-        require_size(math.prod(reader.GetSize()) * components * _MOST_BYTES_PER_NUMBER // 4, path, options)
+        count = math.prod(reader.GetSize()) * components * _number_bytes(sitk.GetPixelIDValueAsString(pixel))
+        require_size(count, path, options)
+        check_payload(header, count)
         return reader.Execute(), components
     except RuntimeError as error:
         raise _refusal(path, str(error)) from error
 
 
+def _number_bytes(pixel_name: str) -> int:
+    bits = re.search(r"(\d+)-bit", pixel_name)
+    return int(bits[1]) // 8 if bits else 1
+
+
 def _refusal(path: Path, text: str) -> MedvolError:
     lines = [line.strip() for line in text.replace(str(path), path.name).splitlines() if line.strip()]
     reason = next((line for line in reversed(lines) if not line.startswith("/")), "unknown")[:100]
-    is_short = any(
-        word in text.lower() for word in ("not read completely", "unexpected end", "truncat", "eof", "hit end")
-    )
     return MedvolError(
-        "TRUNCATED" if is_short or "expected" in text.lower() else "CORRUPT",
+        "CORRUPT",
         file=path,
         found=f"it cannot be read ({reason})",
         expected="a complete file",

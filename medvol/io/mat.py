@@ -1,7 +1,7 @@
 """MATLAB files of the figshare brain tumour set: one struct `cjdata` with image, label, patient and mask.
 
-Version 7.3 is HDF5, whose axes come out reversed, so that a stored image has axes x y already; version 5 to 7 goes
-through SciPy and is transposed to x y. Links out of an HDF5 file are not followed.
+Version 7.3 is HDF5, whose axes come out reversed, so that a stored image has axes x y already; version 5 to 7 is
+transposed to x y. Links out of an HDF5 file are not followed.
 """
 
 from __future__ import annotations
@@ -71,11 +71,12 @@ def read_mat_fields(path: Path | str) -> MatFields:
     label = np.asarray(found["label"]).ravel()
     if label.size != 1 or not float(label[0]).is_integer():
         raise MedvolError("NOT_CJDATA", file=path, found="a label that is no whole number", expected="1, 2 or 3")
-    patient = found["PID"]
-    codes = np.asarray(patient).ravel()
-    text = str(codes[0]) if codes.dtype.kind == "U" else "".join(chr(int(code)) for code in codes[:64])
+    codes = found["PID"].ravel()[:64].tolist()
+    if not all(isinstance(code, int) and 32 <= code < 127 for code in codes):
+        raise MedvolError("NOT_CJDATA", file=path, found="a PID that is no plain text", expected="letters and digits")
+    patient = "".join(chr(code) for code in codes).strip()
     mask = found.get("tumorMask")
-    return MatFields(int(label[0]), text.strip(), None if mask is None else (np.asarray(mask) != 0).astype(np.uint8))
+    return MatFields(int(label[0]), patient, None if mask is None else (np.asarray(mask) != 0).astype(np.uint8))
 
 
 def _load(path: Path, names: tuple[str, ...], options: ReadOptions, optional: tuple[str, ...] = ()) -> dict[str, Array]:
@@ -86,7 +87,7 @@ def _load(path: Path, names: tuple[str, ...], options: ReadOptions, optional: tu
         found = load(path, names, options)
     except MedvolError:
         raise
-    except Exception as error:  # HDF5 and SciPy meet damage with every kind of exception
+    except Exception as error:  # HDF5 meets damage with every kind of exception
         raise MedvolError(
             "CORRUPT",
             file=path,
@@ -126,10 +127,6 @@ def _load_hdf5(path: Path, names: tuple[str, ...], options: ReadOptions) -> dict
 
 
 def _load_v5(path: Path, names: tuple[str, ...], options: ReadOptions) -> dict[str, Array]:
-    from scipy.io import loadmat
+    from medvol.io.mat5 import read_mat5_struct
 
-    require_size(path.stat().st_size, path, options)
-    struct = loadmat(path, variable_names=["cjdata"]).get("cjdata")
-    if struct is None or struct.dtype.names is None or struct.size != 1:
-        return {}
-    return {name: np.asarray(struct[name].flat[0]).T for name in names if name in struct.dtype.names}
+    return {name: array.T for name, array in read_mat5_struct(path, "cjdata", names, options).items()}

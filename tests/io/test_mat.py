@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from medvol.errors import MedvolError
 from medvol.io import read_volume
 from medvol.io.mat import read_mat_fields
 
@@ -87,3 +88,34 @@ def test_an_empty_file_is_refused(tmp_path, refused):
     (tmp_path / "a.mat").touch()
     with refused("CORRUPT"):
         read_volume(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "f4", "f8"])
+def test_version_5_agrees_with_scipy(tmp_path, compressed, dtype):
+    array = (np.arange(56).reshape(8, 7) * 3 - 4 * (dtype != "u4")).astype(dtype)
+    fields = {"label": 3.0, "PID": "MR1", "image": array, "tumorBorder": np.zeros((1, 5))}
+    scipy.io.savemat(tmp_path / "a.mat", {"x": 1.0, "cjdata": fields}, do_compression=compressed)
+    expected = scipy.io.loadmat(tmp_path / "a.mat")["cjdata"]["image"][0, 0]
+    volume = read_volume(tmp_path / "a.mat")
+    np.testing.assert_array_equal(volume.array, expected.T)
+    assert read_mat_fields(tmp_path / "a.mat").mask is None
+
+
+@pytest.mark.parametrize("version", ["v5", "v73"])
+def test_only_refusals_escape_from_damaged_files(write_mat, version):
+    path = write_mat(version)
+    data, rng = path.read_bytes(), np.random.default_rng(3)
+    outcomes = set()
+    for _ in range(300):
+        changed = bytearray(data)
+        for position in rng.integers(0, len(data), size=4):
+            changed[position] = rng.integers(256)
+        path.write_bytes(changed[: rng.integers(len(data))] if rng.random() < 0.1 else changed)
+        try:
+            read_volume(path)
+            read_mat_fields(path)
+            outcomes.add("read")
+        except MedvolError as error:
+            outcomes.add(error.code)
+    assert {"read", "CORRUPT"} <= outcomes
