@@ -58,7 +58,7 @@ class CacheStats:
         misses: Accesses that ran the deterministic steps.
         damaged: Entries that were torn, flipped or foreign, and were recomputed.
         uncached: Misses whose result could not be stored on disk.
-        ram_bytes: Bytes of the arrays held in memory by this process.
+        ram_bytes: Bytes of the entries held in memory by this process.
         disk_bytes: Bytes of all entries in the folder, those of other data sets included.
     """
 
@@ -83,7 +83,7 @@ class CachedVolumes(Dataset[Any]):
         data: Items, e.g. `{"case": "a", "image": "/path/a.nii.gz", "label": 1}`.
         transform: A `Compose`, a sequence of callables, or one.
         cache_dir: Folder of the entries; may be shared between data sets, chains and processes.
-        ram_bytes: Arrays are held in memory up to so many bytes; 0 holds none.
+        ram_bytes: Entries are held in memory up to so many bytes; 0 holds none.
         max_disk_bytes: Bytes that all entries in the folder may take together.
         seed: Of the random steps; None leaves their generators alone, as MONAI does.
         progress: Whether `fill` shows a progress bar.

@@ -6,6 +6,7 @@ import dis
 import functools
 import importlib.metadata
 import os
+import struct
 import sys
 import sysconfig
 import types
@@ -24,6 +25,10 @@ _PACKAGE_FOLDERS = tuple(
     for name, folder in sysconfig.get_paths().items()
     if name in {"stdlib", "platstdlib", "purelib", "platlib"}
 )
+
+
+_PLAIN_BYTES = type("_Plain", (), {}).__basicsize__
+_POINTER_BYTES = struct.calcsize("P")
 
 
 def package_of(module: str) -> str:
@@ -96,6 +101,13 @@ def state_of(value: Any) -> dict[str, Any] | None:
     if not names and not hasattr(value, "__dict__"):
         return None
     return {name: getattr(value, name) for name in names} | getattr(value, "__dict__", {})
+
+
+def has_hidden_state(value: Any) -> bool:
+    """Tell whether an object, such as an open file, is larger than its attributes explain."""
+    kind = type(value)
+    slots = sum(len(_slots(base)) for base in kind.__mro__)
+    return kind.__basicsize__ > _PLAIN_BYTES + slots * _POINTER_BYTES
 
 
 def _slots(base: type) -> tuple[str, ...]:

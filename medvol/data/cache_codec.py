@@ -25,7 +25,7 @@ from monai.utils import TraceKeys
 
 from medvol.errors import MedvolError
 
-INLINE_BYTES = 4096  # arrays up to here (affines, sizes) stand in the header and cost no page of their own
+INLINE_BYTES = 1024  # arrays up to here (affines, sizes) stand in the header and cost no page of their own
 
 Array = npt.NDArray[Any]
 _ATOMS = (type(None), bool, int, float, str)

@@ -31,6 +31,7 @@ from medvol.data.cache_code import (
     bytecode,
     closure_of,
     globals_of,
+    has_hidden_state,
     members_of,
     package_of,
     package_version,
@@ -238,12 +239,17 @@ class _Walk:
                     state.pop(name, None)
             kept = [(name, item) for name, item in sorted(state.items()) if not isinstance(item, _LOCK_TYPES)]
             self._many("object", kept, trail)
-            return
+            if not has_hidden_state(value):
+                return
         try:
             reduced = value.__reduce_ex__(2)
         except (TypeError, RuntimeError, AttributeError, pickle.PicklingError) as error:
             raise self.refusal(value, trail) from error
-        if isinstance(reduced, str) or isinstance(value, Iterator):
+        if isinstance(reduced, str):  # pickle's way to say: a global of that name, such as a compiled function
+            package = package_of(value.__module__ or "builtins")
+            self._put("global", f"{value.__module__}.{reduced} {package_version(package)}".encode())
+            return
+        if isinstance(value, Iterator):
             raise self.refusal(value, trail)
         self._sequence(reduced[:3], trail)
 

@@ -64,7 +64,7 @@ class Tiers:
         """Say which entries the data set has from now on; others leave the memory, and the disk is tried again."""
         self._own = frozenset(keys)
         self._held = {key: held for key, held in self._held.items() if key in self._own}
-        self.ram_used = sum(_nbytes(held) for held in self._held.values())
+        self.ram_used = sum(held.header.length for held in self._held.values() if held.arrays is not None)
         self._storing = True
 
     def item(self, recipe: Recipe) -> Any:
@@ -166,13 +166,12 @@ class Tiers:
     def _hold(self, key: str, header: Header, arrays: list[Array], *, on_disk: bool) -> _Held:
         """Remember an entry, with its arrays where the budget allows it."""
         held = _Held(header, cache_codec.template(header.content))
-        full = replace(held, arrays=tuple(arrays))
         # A large array is better mapped from the page cache than copied out of memory at each access.
         is_large = any(place.nbytes >= cache_entry.MAPPED_BYTES for place in header.places)
-        fits = get_worker_info() is None and self.ram_used + _nbytes(full) <= self.ram_bytes
+        fits = get_worker_info() is None and self.ram_used + header.length <= self.ram_bytes
         if fits and not (is_large and on_disk):
-            self.ram_used += _nbytes(full)
-            held = full
+            self.ram_used += header.length
+            held = replace(held, arrays=tuple(arrays))
         if held.arrays is not None or on_disk:
             self._held[key] = held
         return held
@@ -194,7 +193,3 @@ class Tiers:
                 stacklevel=2,
             )
         return self._storing
-
-
-def _nbytes(held: _Held) -> int:
-    return sum(array.nbytes for array in held.arrays or ())
