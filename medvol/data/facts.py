@@ -109,8 +109,8 @@ def fit_facts(
 
     Without a geometry every volume is resized to the median size, at most 64 voxels along an axis. With one, the
     spacing is the median, coarsened where the 95th percentile of the field of view would need more than 64 voxels, and
-    volumes are centred and cropped or padded. Grey values within 0..255 are `scaled`, values below -500 with a wider range are
-    taken as HU (`ct`), anything else is `mr`.
+    volumes are centred and cropped or padded. Grey values within 0..255 are `scaled`, values below -500 with a wider
+    range are taken as HU (`ct`), anything else is `mr`.
 
     Raises:
         MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `WRONG_DIMS`, or what reading finds.

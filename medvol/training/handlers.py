@@ -6,6 +6,7 @@ epoch, as `SaveModel` and `TrainingHistory` do, stands after MONAI's ValidationH
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -19,6 +20,8 @@ from tqdm import tqdm
 from medvol.data.loading import EpochShuffle
 from medvol.errors import MedvolError
 from medvol.transforms.augment import AugmentRanges, apply_augmentation, draw_augmentation
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -148,6 +151,31 @@ class AverageWeights:
     def __call__(self, engine: Engine) -> None:
         """Move the average towards the current weights."""
         self.averaged.update_parameters(self.network)
+
+
+@final
+class StopEarly:
+    """End the training when validation has not improved for a number of epochs; use it with `keep: best`.
+
+    Args:
+        validator: Evaluator with the key metric, run before this handler.
+        patience: Epochs without a better key metric; None never stops.
+    """
+
+    def __init__(self, validator: Engine, patience: int | None) -> None:
+        self.validator = validator
+        self.patience = patience
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the end of each epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Compare this epoch with the best one."""
+        best = self.validator.state.best_metric_epoch
+        if self.patience is not None and best > 0 and engine.state.epoch - best >= self.patience:
+            logger.info("No better epoch than %d for %d epochs: stopping", best, self.patience)
+            engine.terminate()
 
 
 @final

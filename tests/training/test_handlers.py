@@ -1,6 +1,7 @@
 """Handlers of a training run, on engines small enough to follow by hand."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from medvol.training.handlers import (
     ClipGradients,
     RefuseNan,
     ShuffleByEpoch,
+    StopEarly,
     averaged_weights,
 )
 from medvol.transforms.augment import AugmentRanges
@@ -130,3 +132,18 @@ def test_batches_carry_names_and_a_missing_label_leaves_the_key_out():
     assert batch["label"].tolist() == [0, 1, 0]
     unlabelled = [{key: value for key, value in item.items() if key != "label"} for item in cases(2)]
     assert "label" not in collate_cases(unlabelled)
+
+
+@pytest.mark.parametrize(("patience", "last"), [(2, 5), (None, 9), (1, 4)])
+def test_training_stops_when_validation_has_not_improved_for_the_stated_epochs(patience, last):
+    network = linear()
+    engine = trainer(network, cases(4), epochs=9)
+    validator = SimpleNamespace(state=SimpleNamespace(best_metric_epoch=-1))
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def improve_until_the_third(one):
+        validator.state.best_metric_epoch = min(one.state.epoch, 3)
+
+    StopEarly(validator, patience).attach(engine)
+    engine.run()
+    assert engine.state.epoch == last
