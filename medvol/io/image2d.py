@@ -18,7 +18,7 @@ from medvol.geometry import Volume
 from medvol.io.npy import array_volume
 from medvol.io.options import ReadOptions
 from medvol.io.reference import Reference
-from medvol.io.voxels import require_size
+from medvol.io.voxels import Array, require_size
 
 MOST_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MiB as RGB
 
@@ -35,24 +35,11 @@ def read_image2d(reference: Reference, options: ReadOptions) -> Volume:
     Raises:
         MedvolError: `TOO_LARGE`, `TRUNCATED`, `CORRUPT`, `BAD_DTYPE` or `WRONG_DIMS`.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     path = reference.path
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit is checked below, before decoding
-            image = Image.open(path, formats=("PNG", "JPEG"))
-        with image:
-            _check_head(image, path, options)
-            kind = str(image.format)
-            if kind == "PNG":
-                image.verify()  # compares the checksum of every chunk; the image has to be opened anew
-                image = Image.open(path, formats=("PNG",))
-            image.load()
-            plain, notes = _plain(ImageOps.exif_transpose(image), path)
-            if image.getexif().get(_ORIENTATION_TAG, 1) != 1:
-                notes += ("turned as its EXIF orientation says",)
-            array = np.asarray(plain)
+        array, notes = _decode(path, options)
     except MedvolError:
         raise
     except Image.DecompressionBombError as error:
@@ -67,6 +54,26 @@ def read_image2d(reference: Reference, options: ReadOptions) -> Volume:
     )
     channel_axis = 2 if array.ndim == 3 else None
     return Volume(volume.array, volume.affine, volume.has_geometry, reference.text, channel_axis, volume.notes + notes)
+
+
+def _decode(path: Path, options: ReadOptions) -> tuple[Array, tuple[str, ...]]:
+    """Return the pixels as Pillow orders them, shape (row, column) or (row, column, 3), and notes."""
+    from PIL import Image, ImageOps
+
+    with path.open("rb") as stream:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit is checked before decoding
+            image = Image.open(stream, formats=("PNG", "JPEG"))
+        _check_head(image, path, options)
+        if image.format == "PNG":
+            image.verify()  # compares the checksum of every chunk; the image has to be opened anew
+    with path.open("rb") as stream:
+        image = Image.open(stream, formats=("PNG", "JPEG"))
+        image.load()
+        plain, notes = _plain(ImageOps.exif_transpose(image), path)
+        if image.getexif().get(_ORIENTATION_TAG, 1) != 1:
+            notes += ("turned as its EXIF orientation says",)
+        return np.asarray(plain), notes
 
 
 def _check_head(image: Any, path: Path, options: ReadOptions) -> None:

@@ -15,9 +15,6 @@ from medvol.geometry import Volume, same_grid
 from medvol.io.read import read_volume
 from medvol.io.voxels import Array
 
-# torch computes little with these; the wider type holds the same values.
-_TORCH_TYPES = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}
-
 
 @final
 class VolumeReader(ImageReader):
@@ -70,7 +67,7 @@ class VolumeReader(ImageReader):
             # One string: lists of unequal length cannot be collated into a batch.
             "notes": "\n".join(dict.fromkeys(note for one in volumes for note in one.notes)),
         }
-        return np.asarray(array, dtype=_TORCH_TYPES.get(array.dtype, array.dtype)), meta
+        return array, meta
 
 
 def _spatial_shape(volume: Volume) -> tuple[int, ...]:

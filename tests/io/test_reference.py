@@ -37,6 +37,12 @@ def test_a_fragment_behind_a_file_named_with_a_hash_is_found(tmp_path):
     assert parse_reference(f"{path}#x[3]") == Reference(path, "x", 3, f"{path}#x[3]")
 
 
+def test_a_hash_within_an_array_name_belongs_to_the_name(tmp_path):
+    path = tmp_path / "a.npz"
+    path.touch()
+    assert parse_reference(f"{path}#x#1[3]") == Reference(path, "x#1", 3, f"{path}#x#1[3]")
+
+
 @pytest.mark.parametrize("text", ["a.npy#x", "a.npy#-1", "a.npz#x[", "a.npz#[3]", "a.npz#x[-1]", "a.npz#", "", "a\0b"])
 def test_a_fragment_of_no_format_is_refused(text, refused):
     with refused("BAD_REFERENCE"):
