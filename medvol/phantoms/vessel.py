@@ -42,10 +42,11 @@ class VesselShape:
     centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
-        bend = self.tortuosity_mm / 2 * (2 * math.pi / self.period_mm) ** 2 if self.period_mm > 0 else math.inf
-        if not (self.radius_mm > 0 and self.length_mm > 0 and self.tortuosity_mm >= 0 and bend * self.radius_mm < 1):
+        positive = self.radius_mm > 0 and self.length_mm > 0 and self.period_mm > 0 and self.tortuosity_mm >= 0
+        if not (positive and self.curvature * self.radius_mm < 1):
             raise bad_argument(
-                f"radius {self.radius_mm} mm, length {self.length_mm} mm, tightest bend {1 / (bend + 1e-12):.2f} mm",
+                f"radius {self.radius_mm} mm, length {self.length_mm} mm, tortuosity {self.tortuosity_mm} mm over "
+                f"{self.period_mm} mm",
                 "positive lengths and bends wider than the radius",
                 "lower tortuosity_mm or raise period_mm",
             )
@@ -56,6 +57,11 @@ class VesselShape:
             )
         if not np.linalg.norm(self.direction) > 0:
             raise bad_argument(f"direction {self.direction}", "a vector other than zero")
+
+    @property
+    def curvature(self) -> float:
+        """Greatest curvature of the centre line, per millimetre."""
+        return self.tortuosity_mm / 2 * (2 * math.pi / self.period_mm) ** 2
 
     @property
     def has_aneurysm(self) -> bool:
@@ -174,7 +180,9 @@ def vessel_distance(shape: VesselShape) -> Distance:
         forward = (offset * line.tangents[index]).sum(axis=-1)
         sideways = np.sqrt(np.maximum((offset**2).sum(axis=-1) - forward**2, 0.0))
         past_end = np.abs(line.along_mm[index] + forward) - shape.length_mm / 2
-        value[close] = np.maximum(sideways - shape.radius_mm, past_end)
+        # On the inner side of a bend the end is nearer than the length along the centre line says.
+        to_end = np.where(past_end < 0, past_end * (1 - shape.curvature * shape.radius_mm), past_end)
+        value[close] = np.maximum(sideways - shape.radius_mm, to_end)
         if shape.has_aneurysm:
             to_centre = np.sqrt(((points - centre) ** 2).sum(axis=-1))
             value = np.minimum(value, to_centre - shape.aneurysm_radius_mm)
