@@ -10,7 +10,7 @@ Choices and their reasons:
   what keeps a hit at tens of microseconds. A file that changes meanwhile is seen by the next data set.
 * What an access costs (96 cubed, int16, 1.8 MB, one core): copying out of memory 50 us, reading the file 40 to 65 us,
   mapping it and touching every page 300 us. So volumes are copied or read, and only arrays of 8 MiB or more are mapped
-  copy-on-write, which wins when a random crop uses a part. `read_crop` always maps.
+  copy-on-write, which wins when a crop uses a part of them. With `read_crop` the break-even is at the same size.
 * Workers of a loader hold nothing in memory of their own: they inherit what the main process holds when they are
   forked, and share the page cache otherwise. Memory times workers is how MONAI's `CacheDataset` ends a run.
 * A checksum is verified at the first access in a process.
@@ -107,7 +107,7 @@ class CachedVolumes(Dataset[Any]):
         self.cached_steps = count_cached(self.transform)
         self.seed = seed
         self.progress = progress
-        self._generator = np.random.RandomState(0)
+        self._generator = np.random.RandomState()
         self._counts = SharedCounts(0)
         folder = CacheFolder(Path(cache_dir), max_disk_bytes)
         folder.sweep()
@@ -190,7 +190,32 @@ class CachedVolumes(Dataset[Any]):
         Raises:
             MedvolError: `BAD_CROP`, or what preparing the item raises.
         """
+        return self._crop(self._number(index), lambda _: tuple(start), size)
+
+    def random_crop(self, index: int, size: Sequence[int]) -> Any:
+        """Return a crop at a random place, after all steps.
+
+        What a `RandSpatialCropd` before the other random steps would give, without reading or copying the rest of the
+        volume. Where it lies depends on seed, epoch, item and access, as all that is random here.
+
+        Args:
+            index: Number of the item.
+            size: Voxels along each axis after the channel.
+
+        Raises:
+            MedvolError: `BAD_CROP` when an image is smaller, or what preparing the item or a later step raises.
+        """
         number = self._number(index)
+
+        def draw_start(shape: Sequence[int]) -> list[int]:
+            self._seed((), number)
+            # A side that is too short is refused by name below; here it must only not fail.
+            room = [max(side - length, 0) for side, length in zip(shape, size, strict=True)]
+            return [int(self._generator.randint(0, most + 1)) for most in room]
+
+        return self.finish(number, self._crop(number, draw_start, size))
+
+    def _crop(self, number: int, draw_start: Callable[[Sequence[int]], Sequence[int]], size: Sequence[int]) -> Any:
         recipe = self._recipe(number)
         if self.cached_steps:
             template, views = self._tiers.views(recipe)
@@ -201,7 +226,7 @@ class CachedVolumes(Dataset[Any]):
         def array_of(place: int, for_reading: bool) -> Array:
             return views[place] if for_reading else views[place].copy()
 
-        return build_crop(template, array_of, len(views), tuple(start), tuple(size), recipe.case)
+        return build_crop(template, array_of, len(views), draw_start, tuple(size), recipe.case)
 
     def finish(self, index: int, item: Any) -> Any:
         """Run the steps after the cache on an item or a crop of it.
@@ -213,10 +238,13 @@ class CachedVolumes(Dataset[Any]):
         if not steps:
             return item
         number = self._number(index)
+        self._seed(steps, number)
+        return run(self.transform, item, start=self.cached_steps, case=case_name(self.data[number], number))
+
+    def _seed(self, steps: Sequence[Any], number: int) -> None:
         if self.seed is not None:
             numbers = (self.seed, self._counts.epoch, number, self._counts.visit(number))
             seed_item(steps, self._generator, numbers)
-        return run(self.transform, item, start=self.cached_steps, case=case_name(self.data[number], number))
 
     def _number(self, index: int) -> int:
         number = operator.index(index)

@@ -18,20 +18,20 @@ def build_crop(
     node: Any,
     array_of: Callable[[int, bool], Array],
     count: int,
-    start: Sequence[int],
+    draw_start: Callable[[Sequence[int]], Sequence[int]],
     size: Sequence[int],
     case: str,
 ) -> Any:
     """Return a fresh item in which every image is cropped.
 
     Images are the arrays and tensors directly in the item (or the item itself) that have one axis, the channel, more
-    than `start` has numbers. All must have the same spatial shape. The rest of the item is returned whole.
+    than `size` has numbers. All must have the same spatial shape. The rest of the item is returned whole.
 
     Args:
         node: Template of the item.
         array_of: Returns one of the entry's arrays: not to be written to when asked with True, else a copy.
         count: Number of arrays of the entry.
-        start: First voxel of the crop along each axis after the channel.
+        draw_start: Returns the first voxel of the crop along each axis after the channel, given their lengths.
         size: Voxels along each axis after the channel.
         case: For messages.
 
@@ -39,8 +39,9 @@ def build_crop(
         MedvolError: `BAD_CROP` when there is nothing to crop, shapes differ, or the crop is not inside.
     """
     fields = node if isinstance(node, dict) else {"item": node}
-    images = {name: value for name, value in fields.items() if _spatial(value, array_of, len(start)) is not None}
-    shape = _common_shape({name: _spatial(value, array_of, len(start)) for name, value in images.items()}, case)
+    images = {name: value for name, value in fields.items() if _spatial(value, array_of, len(size)) is not None}
+    shape = _common_shape({name: _spatial(value, array_of, len(size)) for name, value in images.items()}, case)
+    start = draw_start(shape)
     _require_inside(shape, start, size, case)
     where = (slice(None), *(slice(first, first + length) for first, length in zip(start, size, strict=True)))
     cropped = {value.index for value in images.values() if isinstance(value, Slot)}
@@ -97,10 +98,8 @@ def _require_inside(shape: Sequence[int], start: Sequence[int], size: Sequence[i
 def _shift(image: MetaTensor, shape: Sequence[int], start: Sequence[int], size: Sequence[int]) -> None:
     """Move the affine to the first voxel of the crop, and trace the crop as MONAI's `SpatialCrop` does."""
     axes = min(len(start), image.affine.shape[-1] - 1)
-    affine = image.affine.clone()
-    offset = torch.as_tensor(list(start[:axes]), dtype=affine.dtype)
-    affine[:-1, -1] += affine[:-1, :axes] @ offset
-    image.affine = affine
+    affine = image.affine  # the item's own, so that it can be changed in place
+    affine[:-1, -1] += affine[:-1, :axes] @ torch.tensor(start[:axes], dtype=affine.dtype)
     cropped = [
         edge for side, first, length in zip(shape, start, size, strict=True) for edge in (first, side - first - length)
     ]

@@ -80,10 +80,10 @@ class Tiers:
         return cache_codec.build(held.template, arrays)
 
     def views(self, recipe: Recipe) -> tuple[Any, Sequence[Array]]:
-        """Return an entry's template and arrays, not to be written to; those on disk are mapped, not read."""
+        """Return an entry's template and arrays, not to be written to; large ones on disk are mapped, not read."""
         held = self._held.get(recipe.key)
         if held is not None:
-            views = held.arrays if held.arrays is not None else self._read(recipe.key, held, mapped=True)
+            views = held.arrays if held.arrays is not None else self._read(recipe.key, held)
             if views is not None:
                 self.counts.add("hits")
                 return held.template, views
@@ -93,14 +93,14 @@ class Tiers:
     def ensure(self, recipe: Recipe) -> None:
         """Prepare an entry unless this process has it and it is still there."""
         held = self._held.get(recipe.key)
-        if held is None or (held.arrays is None and self._read(recipe.key, held, mapped=True) is None):
+        if held is None or (held.arrays is None and self._read(recipe.key, held) is None):
             self._first_access(recipe)
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker reads from disk; sending it the memory of the main process would copy it.
         return self.__dict__ | {"_held": {}, "ram_used": 0}
 
-    def _read(self, key: str, held: _Held, *, mapped: bool = False) -> list[Array] | None:
+    def _read(self, key: str, held: _Held) -> list[Array] | None:
         """Return copies of a verified entry's arrays, or None when its file is gone, replaced or cut."""
         if held.arrays is not None:
             return [array.copy() for array in held.arrays]
@@ -109,11 +109,8 @@ class Tiers:
             if descriptor is None:
                 return None
             try:
-                if not cache_entry.is_same(descriptor, held.header):
-                    return None
-                if mapped:
-                    return [cache_entry.map_array(descriptor, place) for place in held.header.places]
-                return cache_entry.read_arrays(descriptor, held.header)
+                is_same = cache_entry.is_same(descriptor, held.header)
+                return cache_entry.read_arrays(descriptor, held.header) if is_same else None
             finally:
                 os.close(descriptor)
         except (EntryDamaged, OSError):

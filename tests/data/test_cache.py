@@ -510,3 +510,26 @@ def test_no_two_cases_share_an_entry(items, tmp_path):
     dataset.fill()
     for one, other in itertools.combinations(list(dataset), 2):
         assert not torch.equal(one["image"].as_tensor(), other["image"].as_tensor())
+
+
+def test_random_crop_is_a_crop_of_the_item_and_moves_with_epoch_and_access(items, tmp_path):
+    dataset = cached(items, [CountingLoad(tmp_path / "log"), Double()], tmp_path)
+    whole = dataset[2]["image"]
+    size, places = (3, 4, 5), set()
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        for _ in range(20):
+            crop = dataset.random_crop(2, size)["image"]
+            corner = np.linalg.solve(AFFINE, crop.affine.numpy()[:, 3])[:3].round().astype(int)
+            where = tuple(slice(first, first + length) for first, length in zip(corner, size, strict=True))
+            assert torch.equal(crop.as_tensor(), whole.as_tensor()[(slice(None), *where)])
+            places.add(tuple(corner.tolist()))
+    # 5 * 5 * 5 places; both ends of each axis are reached by 40 draws with probability 0.999.
+    assert len(places) > 20
+    assert all({0, 4} <= {place[axis] for place in places} for axis in range(3))
+    dataset.set_epoch(1)
+    again = cached(items, [CountingLoad(tmp_path / "log"), Double()], tmp_path)
+    again.set_epoch(1)
+    assert_equal(dataset.random_crop(1, size), again.random_crop(1, size))
+    with pytest.raises(MedvolError, match="BAD_CROP: case c0"):
+        dataset.random_crop(0, (3, 4, 10))
