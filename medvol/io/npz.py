@@ -117,9 +117,9 @@ def _read_member(path: Path, reference: Reference, options: ReadOptions) -> Arra
                 )
             data = np.empty(header.value_bytes, dtype=np.uint8)
             view, position = memoryview(data.data), 0
+            # zipfile compares the checksum with the last byte that it hands out.
             while position < len(view) and (count := stream.readinto(view[position : position + _PIECE])):
                 position += count
-            stream.read(1)  # reaching the end makes zipfile compare the checksum
     if position < len(view):
         raise MedvolError("TRUNCATED", file=path, found=f"{position:,} bytes of '{name}'", expected=f"{len(view):,}")
     array: Array = data.view(header.dtype) if header.value_bytes else np.empty(0, header.dtype)

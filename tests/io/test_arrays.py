@@ -286,3 +286,10 @@ def test_what_is_saved_is_read(tmp_path_factory, array):
         volume = read_volume(folder / name)
         assert volume.array.dtype == array.dtype
         np.testing.assert_array_equal(volume.array, array)
+
+
+def test_the_array_held_for_all_rows_cannot_be_written(tmp_path, stack):
+    np.savez(tmp_path / "a.npz", x=stack)
+    read_volume(f"{tmp_path}/a.npz#x[1]")
+    (held,) = npz._held.values()
+    assert not held.flags.writeable

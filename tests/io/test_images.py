@@ -141,3 +141,10 @@ def test_a_decompression_bomb_is_refused_before_decoding(tmp_path, picture, refu
     Image.fromarray(picture).save(tmp_path / "b.png")
     with refused("TOO_LARGE", "max_bytes"):
         read_volume(tmp_path / "b.png", options=ReadOptions(max_bytes=55))
+
+
+def test_a_png_without_its_last_chunk_is_refused(tmp_path, picture, refused):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-14])
+    with refused("TRUNCATED"):
+        read_volume(tmp_path / "a.png")
