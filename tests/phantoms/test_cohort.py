@@ -338,11 +338,16 @@ def test_whoever_comes_second_uses_what_the_first_has_made(tmp_path):
         (place / "cases.csv").write_text("case\n")
         return {}
 
+    made = {}
+
     def slow_build(place):
-        made_once(tmp_path / "a", {"x": 1}, build)  # another process gets there first
+        first = made_once(tmp_path / "a", {"x": 1}, build)  # another process gets there first
+        made["inode"] = first.stat().st_ino
         return build(place)
 
-    assert made_once(tmp_path / "a", {"x": 1}, slow_build) == tmp_path / "a" / "cases.csv"
+    table = made_once(tmp_path / "a", {"x": 1}, slow_build)
+    assert table == tmp_path / "a" / "cases.csv"
+    assert table.stat().st_ino == made["inode"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
