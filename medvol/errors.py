@@ -92,6 +92,15 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean '{matches[0]}'?" if matches else ""
 
 
+def require_choice(option: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `UNKNOWN_OPTION`, with the nearest choice, when the value of an option is not among its choices."""
+    known = list(choices)
+    if value not in known:
+        raise MedvolError(
+            "UNKNOWN_OPTION", found=f"{option} '{value}'", expected=" or ".join(known), fix=nearest(str(value), known)
+        )
+
+
 def find_refusal(error: BaseException | None) -> MedvolError | None:
     """Return the MedvolError that an exception was raised from, however often MONAI wrapped it."""
     seen: set[int] = set()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.data.study import Study
-from medvol.errors import MedvolError, nearest
+from medvol.errors import MedvolError, require_choice
 from medvol.geometry import Volume
 from medvol.io import read_volume
 
@@ -115,13 +115,7 @@ def fit_facts(
     Raises:
         MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `WRONG_DIMS`, or what reading finds.
     """
-    if intensity not in INTENSITY_SCHEMES:
-        raise MedvolError(
-            "UNKNOWN_OPTION",
-            found=f"intensity '{intensity}'",
-            expected=", ".join(INTENSITY_SCHEMES),
-            fix=nearest(str(intensity), INTENSITY_SCHEMES),
-        )
+    require_choice("intensity", intensity, INTENSITY_SCHEMES)
     sampled = _sample(study)
     with_geometry = [one for one in sampled if one.spacing_mm is not None]
     if with_geometry and len(with_geometry) != len(sampled):

@@ -22,7 +22,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medvol.errors import MedvolError, nearest
+from medvol.errors import require_choice
 from medvol.io.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -101,13 +101,7 @@ def choose_runtime(
     Raises:
         MedvolError: `UNKNOWN_OPTION`.
     """
-    if precision not in PRECISIONS:
-        raise MedvolError(
-            "UNKNOWN_OPTION",
-            found=f"precision '{precision}'",
-            expected=", ".join(PRECISIONS),
-            fix=nearest(str(precision), PRECISIONS),
-        )
+    require_choice("precision", precision, PRECISIONS)
     if precision != "auto":
         runtime = Runtime(device.type, precision)
     elif device.type == "cpu":

@@ -13,7 +13,7 @@ import torch
 from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 
-from medvol.errors import MedvolError, nearest
+from medvol.errors import require_choice
 from medvol.networks.sizes import require_size
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -81,12 +81,9 @@ def densenet3d(
         dropout: Probability after each dense layer.
 
     Raises:
-        MedvolError: `INPUT_TOO_SMALL`, or `UNKNOWN_PRESET` with the nearest name.
+        MedvolError: `INPUT_TOO_SMALL`, or `UNKNOWN_OPTION` with the nearest name.
     """
-    if preset not in PRESETS:
-        raise MedvolError(
-            "UNKNOWN_PRESET", found=f"preset '{preset}'", expected=" or ".join(PRESETS), fix=nearest(preset, PRESETS)
-        )
+    require_choice("preset", preset, PRESETS)
     network = DenseNet3D(in_channels, num_outputs, dropout, PRESETS[preset])
     require_size(f"densenet3d ({preset})", spatial_size, network.smallest)
     return network

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from medvol.errors import MedvolError, nearest
+from medvol.errors import require_choice
 from medvol.inference.record import ModelRecord, save_model
 from medvol.io.atomic import write_atomically
 
@@ -50,10 +50,7 @@ class SaveModel:
         *,
         keep: str = "last",
     ) -> None:
-        if keep not in KEEP:
-            raise MedvolError(
-                "UNKNOWN_OPTION", found=f"keep '{keep}'", expected=" or ".join(KEEP), fix=nearest(str(keep), KEEP)
-            )
+        require_choice("keep", keep, KEEP)
         self.averaged = averaged
         self.record = record
         self.model_dir = Path(model_dir)

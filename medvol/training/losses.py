@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from medvol.errors import MedvolError, nearest
+from medvol.errors import require_choice
 
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -57,13 +57,7 @@ def classification_loss(
     Raises:
         MedvolError: `UNKNOWN_OPTION`.
     """
-    if class_weights not in CLASS_WEIGHTS:
-        raise MedvolError(
-            "UNKNOWN_OPTION",
-            found=f"class_weights '{class_weights}'",
-            expected=" or ".join(CLASS_WEIGHTS),
-            fix=nearest(str(class_weights), CLASS_WEIGHTS),
-        )
+    require_choice("class_weights", class_weights, CLASS_WEIGHTS)
     if class_weights == "none":
         return ClassificationLoss(None, label_smoothing)
     counts = Counter(labels)

@@ -84,5 +84,5 @@ def test_conv3d_refuses_a_size_that_its_poolings_reduce_to_nothing():
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(MedvolError, match="UNKNOWN_PRESET.*compact or 121"):
+    with pytest.raises(MedvolError, match="UNKNOWN_OPTION: preset 'compct'; expected compact or 121"):
         densenet3d(1, 2, spatial_size=(28, 28, 28), preset="compct")
