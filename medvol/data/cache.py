@@ -119,11 +119,12 @@ class CachedVolumes(Dataset[Any]):
 
         As with MONAI's `CacheDataset`, a loader with persistent workers has to be made anew.
         """
+        keys = self._keys_of(data)  # may refuse; then everything stays as it was
         counts = SharedCounts(len(data))
         counts.take_over(self._counts)
         self._counts = self._tiers.counts = counts
-        self.data = data
-        self._look_at_sources()
+        self.data, self._keys = data, keys
+        self._tiers.begin(keys)
 
     def fill(self) -> CacheStats:
         """Prepare what is missing and check what is there, with a progress bar.
@@ -131,7 +132,8 @@ class CachedVolumes(Dataset[Any]):
         Raises:
             MedvolError: Of the first case that cannot be prepared; the other failures stand in `details`.
         """
-        self._look_at_sources()
+        self._keys = self._keys_of(self.data)
+        self._tiers.begin(self._keys)
         failures: list[MedvolError] = []
         for index in tqdm(range(len(self)), desc="Preparing volumes", unit="case", disable=not self.progress):
             try:
@@ -252,10 +254,8 @@ class CachedVolumes(Dataset[Any]):
             raise IndexError(f"index {number} is out of range for {len(self)} items")
         return number % len(self)
 
-    def _look_at_sources(self) -> None:
-        steps = self.transform.transforms[: self.cached_steps]
-        self._keys = item_keys(self.data, chain_digest(steps))
-        self._tiers.begin(self._keys)
+    def _keys_of(self, data: Sequence[Any]) -> list[str]:
+        return item_keys(data, chain_digest(self.transform.transforms[: self.cached_steps]))
 
     def _recipe(self, number: int) -> Recipe:
         item, case = self.data[number], case_name(self.data[number], number)

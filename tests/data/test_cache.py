@@ -1,5 +1,6 @@
 """The data set: what it returns, how often it computes, what it survives."""
 
+import copy
 import itertools
 import pickle
 import secrets
@@ -135,6 +136,9 @@ def test_cached_item_has_the_voxels_and_affine_of_the_chain_itself(items, tmp_pa
     assert torch.equal(item["image"].as_tensor(), plain["image"].as_tensor())
     assert torch.equal(item["image"].affine, plain["image"].affine)
     assert item["image"].dtype == plain["image"].dtype
+    assert (item["image"].is_batch, item["image"].spatial_ndim) == (False, 3)
+    assert set(item["image"].meta) == set(plain["image"].meta)
+    assert [step["class"] for step in item["image"].applied_operations] == ["Orientation", "SpatialResample"]
 
 
 def test_integers_stay_integers_on_disk(items, tmp_path):
@@ -191,15 +195,17 @@ def test_step_that_draws_from_a_global_generator_is_refused(items, tmp_path):
 def test_changing_an_item_never_changes_the_cache(items, tmp_path):
     for ram_bytes in (0, 2**30):
         dataset = cached(items, geometry_chain(), tmp_path, ram_bytes=ram_bytes)
-        reference = dataset[0]
+        item = dataset[0]
+        reference = copy.deepcopy(item)
         for _ in range(2):
-            item = dataset[0]
             item["image"].zero_()
             item["image"].meta["affine"].zero_()
             item["image"].applied_operations.clear()
             item["case"] = "other"
             crop = dataset.read_crop(0, (0, 0, 0), (2, 2, 2))
             crop["image"].zero_()
+            item = dataset[0]
+            assert_equal(item, reference)
         assert_equal(dataset[0], reference)
 
 
@@ -294,6 +300,13 @@ def test_set_data_takes_other_items_and_deletes_nothing(items, tmp_path):
     assert [item["case"] for item in dataset] == ["c1", "c2", "c3"]
     assert runs(log) == ["c0", "c1", "c2", "c3"], "c1 was prepared already"
     assert precious.read_text() == "keep me"
+
+
+def test_set_data_that_is_refused_changes_nothing(items, tmp_path):
+    dataset = cached(items[:2], [CountingLoad(tmp_path / "log")], tmp_path)
+    with pytest.raises(MedvolError, match="NOT_DESCRIBABLE: case bad"):
+        dataset.set_data([items[2], {"case": "bad", "image": iter([1])}])
+    assert [item["case"] for item in dataset] == ["c0", "c1"]
 
 
 def test_plain_tensors_arrays_and_values_are_kept(items, tmp_path):

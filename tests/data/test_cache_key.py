@@ -7,18 +7,21 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import set_track_meta
+from monai.data import NibabelReader, set_track_meta
 from monai.transforms import (
     Compose,
     CropForegroundd,
     EnsureChannelFirstd,
     Lambdad,
+    LoadImaged,
     Orientationd,
     RandFlipd,
     Resized,
@@ -181,6 +184,20 @@ def test_key_of_a_transform_stays_when_it_has_run_or_was_pickled(tmp_path):
     assert chain_digest(pickle.loads(pickle.dumps(chain)).transforms) == before
 
 
+def test_key_of_monais_own_loader_stays_when_it_has_read(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((7, 8, 9)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of optional codecs that are not installed
+        load = LoadImaged(keys="image", reader="NumpyReader")
+        nifti = LoadImaged(keys="image", reader=NibabelReader())
+    nib.save(nib.Nifti1Image(np.zeros((7, 8, 9), np.int16), np.eye(4)), tmp_path / "a.nii")
+    for step, name in ((load, "a.npy"), (nifti, "a.nii")):
+        before = digest(step)
+        step({"image": str(tmp_path / name)})
+        assert digest(step) == before
+
+
 @pytest.mark.slow
 def test_key_is_the_same_in_another_process_whatever_its_hash_seed(tmp_path):
     script = tmp_path / "script.py"
@@ -274,11 +291,12 @@ def test_file_changed_with_size_and_time_kept_is_seen_at_its_ends(tmp_path):
     np.save(path, np.zeros(200_000, np.int16))
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     assert int(rewritten(path, tmp_path)[-1]) == 0
-    with path.open("r+b") as stream:
-        stream.seek(-1, os.SEEK_END)
-        stream.write(b"\x01")
-    os.utime(path, ns=times)
-    assert int(rewritten(path, tmp_path)[-1]) == 256
+    for offset, index, value in ((-1, -1, 256), (-400_000, 0, 1)):
+        with path.open("r+b") as stream:
+            stream.seek(offset, os.SEEK_END)
+            stream.write(b"\x01")
+        os.utime(path, ns=times)
+        assert int(rewritten(path, tmp_path)[index]) == value
 
 
 def test_file_with_another_time_alone_is_prepared_anew(tmp_path):
