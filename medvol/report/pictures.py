@@ -94,15 +94,24 @@ def draw_reliability(path: Path, labels: Labels, probabilities: Probabilities) -
 
 
 def draw_training(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
-    """Write training loss and validation metrics by epoch."""
+    """Write training and validation loss by epoch, and the validation AUC on an axis of its own.
+
+    Args:
+        path: PNG file.
+        history: Rows with `epoch`, `train_loss` and, where there was a validation, `log_likelihood` and `auc`.
+    """
+
+    def column(name: str, sign: float = 1.0) -> list[float]:
+        return [sign * row.get(name, np.nan) for row in history]
+
     figure, axes = _figure(6, 3.6)
-    epochs = [row["epoch"] for row in history]
-    axes.plot(epochs, [row["train_loss"] for row in history], color=COLOURS[0], label="training loss")
-    axes.set(xlabel="epoch", ylabel="training loss", title="Training")
+    axes.plot(column("epoch"), column("train_loss"), color=COLOURS[0], label="training loss")
+    axes.plot(column("epoch"), column("log_likelihood", -1.0), color=COLOURS[1], label="validation loss")
+    axes.set(xlabel="epoch", ylabel="loss", title="Training")
+    axes.set_ylim(0, 1.5 * max(column("train_loss")))  # the first averages are far off and would hide the rest
+    axes.xaxis.get_major_locator().set_params(integer=True)
     other = axes.twinx()
-    for number, name in enumerate(key for key in history[-1] if key not in ("epoch", "train_loss", "learning_rate")):
-        values = [row.get(name, np.nan) for row in history]
-        other.plot(epochs, values, color=COLOURS[1 + number % 5], label=f"validation {name}")
-    other.set_ylabel("validation")
+    other.plot(column("epoch"), column("auc"), color=COLOURS[2], label="validation AUC")
+    other.set(ylabel="AUC", ylim=(0.4, 1.0))
     figure.legend(loc="outside lower center", ncols=3)
     return _save(figure, path)
