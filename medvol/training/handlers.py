@@ -49,7 +49,7 @@ class AugmentBatch:
         """Replace the image of the current batch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + engine.state.iteration)
         batch = engine.state.batch
-        draw = draw_augmentation(len(batch["image"]), self.ranges, self.extent_mm, generator)
+        draw = draw_augmentation(batch["image"].shape, self.ranges, self.extent_mm, generator)
         batch["image"] = apply_augmentation(batch["image"], draw)
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 class AugmentRanges:
     """How far and how often each property may be changed; zero switches it off.
 
-    Most volumes keep their grey values: batch normalisation learns its statistics from what it is shown, and a network
-    that never saw a clean background answers with a bias when it meets one.
+    Most volumes keep their grey values, and those that are neither rotated nor scaled are shifted by whole voxels, which
+    interpolates nothing: batch normalisation learns its statistics from what it is shown, and a network that never saw
+    a clean background or a sharp edge answers with a bias when it meets one.
 
     Args:
         flip_axes: Spatial axes (0 = x) that are mirrored with probability one half each.
@@ -81,19 +82,21 @@ def flip_axes_for(*, laterality_matters: bool, has_geometry: bool) -> tuple[int,
 
 
 def draw_augmentation(
-    count: int, ranges: AugmentRanges, extent_mm: Sequence[float], generator: torch.Generator
+    shape: Sequence[int], ranges: AugmentRanges, extent_mm: Sequence[float], generator: torch.Generator
 ) -> AugmentDraw:
-    """Draw the changes of `count` volumes.
+    """Draw the changes of a batch.
 
     Args:
-        count: Volumes in the batch.
+        shape: Of the batch, (n, channel, x, y, z).
         ranges: How far each property may change.
         extent_mm: Field of view along x, y, z; only ratios matter. Keeps rotations rigid on anisotropic grids.
         generator: Source of every random number.
     """
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=generator) * 2 - 1
+    count = shape[0]
+
+    def uniform(*columns: int) -> Tensor:
+        return torch.rand(count, *columns, generator=generator) * 2 - 1
 
     def happens(probability: float) -> Tensor:
         return (torch.rand(count, generator=generator) < probability).float()
@@ -102,6 +105,8 @@ def draw_augmentation(
     angles = turned * uniform(3) * math.radians(ranges.rotate_deg)
     scales = torch.exp(turned * uniform(1) * math.log1p(ranges.scale))
     shifts = uniform(3) * ranges.shift
+    size = torch.tensor([float(length) for length in shape[2:]])
+    shifts = torch.where(turned > 0, shifts, (shifts * size).round() / size)
     signs = torch.ones(count, 3)
     for axis in ranges.flip_axes:
         signs[:, axis] = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)

@@ -31,7 +31,7 @@ def volumes(count=2):
 
 
 def test_nothing_drawn_changes_nothing():
-    draw = draw_augmentation(2, STILL, EXTENT_MM, generator())
+    draw = draw_augmentation((2, 1, *SIZE), STILL, EXTENT_MM, generator())
     torch.testing.assert_close(apply_augmentation(volumes(), draw), volumes())
 
 
@@ -39,7 +39,7 @@ def test_nothing_drawn_changes_nothing():
 def test_a_flip_mirrors_exactly_the_named_axis_in_about_half_of_the_volumes(axis):
     batch = volumes(1).expand(40, -1, -1, -1, -1)
     changed = apply_augmentation(
-        batch, draw_augmentation(40, replace(STILL, flip_axes=(axis,)), EXTENT_MM, generator())
+        batch, draw_augmentation((40, 1, *SIZE), replace(STILL, flip_axes=(axis,)), EXTENT_MM, generator())
     )
     mirrored = torch.tensor([torch.allclose(one, batch[0].flip(axis + 1), atol=1e-5) for one in changed])
     unchanged = torch.tensor([torch.allclose(one, batch[0], atol=1e-5) for one in changed])
@@ -48,7 +48,7 @@ def test_a_flip_mirrors_exactly_the_named_axis_in_about_half_of_the_volumes(axis
 
 
 def test_the_grid_equals_torchs_affine_grid():
-    draw = draw_augmentation(3, AugmentRanges(flip_axes=(0, 1)), EXTENT_MM, generator())
+    draw = draw_augmentation((3, 1, *SIZE), AugmentRanges(flip_axes=(0, 1)), EXTENT_MM, generator())
     theta = draw.matrix.clone()
     theta[:, :, 3] *= 2
     theta = theta.flip(1)
@@ -58,7 +58,7 @@ def test_the_grid_equals_torchs_affine_grid():
 
 
 def test_rotation_is_rigid_in_millimetres_on_an_anisotropic_grid():
-    draw = draw_augmentation(5, replace(STILL, rotate_deg=30), EXTENT_MM, generator())
+    draw = draw_augmentation((5, 1, *SIZE), replace(STILL, rotate_deg=30), EXTENT_MM, generator())
     extent = torch.tensor(EXTENT_MM)
     in_mm = draw.matrix[:, :, :3] * extent[:, None] / extent[None, :]
     torch.testing.assert_close(in_mm @ in_mm.mT, torch.eye(3).expand(5, 3, 3), atol=1e-5, rtol=0)
@@ -67,7 +67,7 @@ def test_rotation_is_rigid_in_millimetres_on_an_anisotropic_grid():
 def test_the_resample_agrees_with_scipy():
     ranges = replace(STILL, rotate_deg=25, scale=0.2, shift=0.1, flip_axes=(1,))
     batch = torch.from_numpy(ndimage.gaussian_filter(np.random.default_rng(0).random((1, 1, 14, 16, 18)), 1)).float()
-    draw = draw_augmentation(1, ranges, (14, 24, 54), generator(3))
+    draw = draw_augmentation(batch.shape, ranges, (14, 24, 54), generator(3))
     size = np.array(batch.shape[2:], dtype=float)
     # From voxel index to fraction of the field of view from the centre, through the matrix, and back.
     linear = np.diag(size) @ draw.matrix[0, :, :3].double().numpy() @ np.diag(1 / size)
@@ -77,25 +77,40 @@ def test_the_resample_agrees_with_scipy():
     np.testing.assert_allclose(apply_augmentation(batch, draw)[0, 0].numpy(), expected, atol=1e-5)
 
 
+def test_a_volume_that_is_only_shifted_moves_by_whole_voxels_and_keeps_its_values():
+    ranges = replace(STILL, shift=0.3, affine_probability=0.0)
+    batch = volumes(1).expand(20, -1, -1, -1, -1)
+    draw = draw_augmentation(batch.shape, ranges, EXTENT_MM, generator())
+    steps = (draw.matrix[:, :, 3] * torch.tensor(SIZE)).round().int()
+    assert steps.abs().amax(dim=0).tolist() == [2, 2, 3]
+    for changed, step in zip(apply_augmentation(batch, draw), steps.tolist(), strict=True):
+        # Where the source is inside the volume the value is exactly one of its voxels.
+        inner = tuple(slice(max(0, -by), length - max(0, by)) for by, length in zip(step, SIZE, strict=True))
+        moved = tuple(slice(part.start + by, part.stop + by) for part, by in zip(inner, step, strict=True))
+        torch.testing.assert_close(changed[0][inner], batch[0, 0][moved], atol=1e-5, rtol=0)
+
+
 def test_contrast_keeps_the_mean_and_brightness_moves_it():
     batch = volumes(6)
-    contrast = apply_augmentation(batch, draw_augmentation(6, replace(STILL, contrast=0.5), EXTENT_MM, generator()))
+    contrast = apply_augmentation(
+        batch, draw_augmentation((6, 1, *SIZE), replace(STILL, contrast=0.5), EXTENT_MM, generator())
+    )
     torch.testing.assert_close(contrast.mean(dim=(1, 2, 3, 4)), batch.mean(dim=(1, 2, 3, 4)))
     assert not torch.allclose(contrast, batch)
-    draw = draw_augmentation(6, replace(STILL, brightness=0.5), EXTENT_MM, generator())
+    draw = draw_augmentation((6, 1, *SIZE), replace(STILL, brightness=0.5), EXTENT_MM, generator())
     brighter = apply_augmentation(batch, draw)
     torch.testing.assert_close(brighter - batch, draw.offset.view(6, 1, 1, 1, 1).expand_as(batch), atol=1e-5, rtol=0)
 
 
 def test_noise_has_the_drawn_standard_deviation():
-    draw = draw_augmentation(4, replace(STILL, noise=0.5), (1, 1, 1), generator())
+    draw = draw_augmentation((4, 1, *SIZE), replace(STILL, noise=0.5), (1, 1, 1), generator())
     noisy = apply_augmentation(torch.zeros(4, 1, 24, 24, 24), draw)
     torch.testing.assert_close(noisy.std(dim=(1, 2, 3, 4)), draw.noise_sd, rtol=0.05, atol=1e-3)
 
 
 def test_intensities_are_changed_as_often_as_stated():
     ranges = AugmentRanges(intensity_probability=0.25, affine_probability=0.5)
-    draw = draw_augmentation(4000, ranges, (1, 1, 1), generator())
+    draw = draw_augmentation((4000, 1, *SIZE), ranges, (1, 1, 1), generator())
     for changed in (draw.gain != 1, draw.offset != 0, draw.noise_sd != 0):
         assert changed.float().mean().item() == pytest.approx(0.25, abs=0.03)
     turned = (draw.matrix[:, :, :3] - torch.eye(3)).abs().amax(dim=(1, 2)) > 1e-6
@@ -106,18 +121,18 @@ def test_the_same_generator_gives_the_same_batch_and_the_input_is_left_alone():
     batch = volumes(3)
     before = batch.clone()
     ranges = AugmentRanges(flip_axes=(0, 1, 2))
-    first = apply_augmentation(batch, draw_augmentation(3, ranges, EXTENT_MM, generator(7)))
-    second = apply_augmentation(batch, draw_augmentation(3, ranges, EXTENT_MM, generator(7)))
+    first = apply_augmentation(batch, draw_augmentation((3, 1, *SIZE), ranges, EXTENT_MM, generator(7)))
+    second = apply_augmentation(batch, draw_augmentation((3, 1, *SIZE), ranges, EXTENT_MM, generator(7)))
     torch.testing.assert_close(first, second, atol=0, rtol=0)
     torch.testing.assert_close(batch, before, atol=0, rtol=0)
-    third = apply_augmentation(batch, draw_augmentation(3, ranges, EXTENT_MM, generator(8)))
+    third = apply_augmentation(batch, draw_augmentation((3, 1, *SIZE), ranges, EXTENT_MM, generator(8)))
     assert not torch.allclose(first, third)
 
 
 def test_a_whole_batch_equals_its_volumes_one_by_one():
     ranges = replace(AugmentRanges(flip_axes=(0, 2)), noise=0)
     batch = volumes(3)
-    draw = draw_augmentation(3, ranges, EXTENT_MM, generator(2))
+    draw = draw_augmentation((3, 1, *SIZE), ranges, EXTENT_MM, generator(2))
     whole = apply_augmentation(batch, draw)
     for index in range(3):
         part = slice(index, index + 1)
