@@ -1,6 +1,5 @@
 """The data set: what it returns, how often it computes, what it survives."""
 
-import copy
 import itertools
 import pickle
 import secrets
@@ -32,6 +31,7 @@ from monai.transforms import (
 )
 from torch.utils.data import DataLoader, Subset
 
+from medvol.data import cache_tiers
 from medvol.data.cache import AfterCache, CachedVolumes
 from medvol.errors import MedvolError
 from medvol.transforms.load import LoadVolumed
@@ -196,7 +196,8 @@ def test_changing_an_item_never_changes_the_cache(items, tmp_path):
     for ram_bytes in (0, 2**30):
         dataset = cached(items, geometry_chain(), tmp_path, ram_bytes=ram_bytes)
         item = dataset[0]
-        reference = copy.deepcopy(item)
+        # Not a copy of the item: copying a MetaTensor deeply still shares the tensors in its metadata.
+        reference = cached(items, geometry_chain(), tmp_path / "other")[0]
         for _ in range(2):
             item["image"].zero_()
             item["image"].meta["affine"].zero_()
@@ -405,6 +406,15 @@ def test_ram_is_bounded_by_its_budget(items, tmp_path):
     dataset.fill()
     assert dataset.stats.ram_bytes == 2 * one
     assert len({item["case"] for item in dataset}) == 4
+
+
+def test_worker_holds_nothing_in_memory_of_its_own(items, tmp_path, monkeypatch):
+    dataset = cached(items, [CountingLoad(tmp_path / "log")], tmp_path)
+    monkeypatch.setattr(cache_tiers, "get_worker_info", object)
+    assert dataset.fill().ram_bytes == 0
+    monkeypatch.undo()
+    dataset = cached(items, [CountingLoad(tmp_path / "log")], tmp_path)
+    assert dataset.fill().ram_bytes > 0
 
 
 @pytest.mark.parametrize("ram_bytes", [0, 2**30])

@@ -321,6 +321,17 @@ def test_workers_warn_once_together_on_a_full_disk(tmp_path, notes, monkeypatch)
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=2)
     assert sum(len(batch["case"]) for batch in loader) == COUNT
     assert dataset.stats.uncached == COUNT + 1
+    dataset.set_data(dataset.data)
+    assert_right(dataset)  # tries the disk again, and says nothing new
+
+
+def test_process_that_warned_spares_the_others_the_warning(tmp_path, notes):
+    counts = volumes(tmp_path, notes)._counts
+    process = FORK.Process(target=lambda: os._exit(0 if counts.warn_once() else 1))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert not counts.warn_once()
 
 
 def test_cache_dir_that_is_a_file_is_refused(tmp_path, notes):
