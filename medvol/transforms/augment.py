@@ -20,8 +20,8 @@ from torch import Tensor
 class AugmentRanges:
     """How far and how often each property may be changed; zero switches it off.
 
-    Most volumes keep their grey values, and those that are neither rotated nor scaled are shifted by whole voxels, which
-    interpolates nothing: batch normalisation learns its statistics from what it is shown, and a network that never saw
+    Most volumes keep their grey values, and those that are neither rotated nor scaled are shifted by whole voxels,
+    which interpolates nothing: batch normalisation learns its statistics from what it is shown, and a network that never saw
     a clean background or a sharp edge answers with a bias when it meets one.
 
     Args:
@@ -92,7 +92,6 @@ def draw_augmentation(
         extent_mm: Field of view along x, y, z; only ratios matter. Keeps rotations rigid on anisotropic grids.
         generator: Source of every random number.
     """
-
     count = shape[0]
 
     def uniform(*columns: int) -> Tensor:
