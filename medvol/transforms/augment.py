@@ -21,8 +21,8 @@ class AugmentRanges:
     """How far and how often each property may be changed; zero switches it off.
 
     Most volumes keep their grey values, and those that are neither rotated nor scaled are shifted by whole voxels,
-    which interpolates nothing: batch normalisation learns its statistics from what it is shown, and a network that never saw
-    a clean background or a sharp edge answers with a bias when it meets one.
+    which interpolates nothing: batch normalisation learns its statistics from what it is shown, and a network that
+    never saw a clean background or a sharp edge answers with a bias when it meets one.
 
     Args:
         flip_axes: Spatial axes (0 = x) that are mirrored with probability one half each.
