@@ -43,7 +43,7 @@ class AugmentRanges:
     contrast: float = 0.15
     brightness: float = 0.1
     noise: float = 0.05
-    affine_probability: float = 0.5
+    affine_probability: float = 0.2
     intensity_probability: float = 0.15
 
     def __post_init__(self) -> None:
