@@ -210,6 +210,21 @@ def test_changing_an_item_never_changes_the_cache(items, tmp_path):
         assert_equal(dataset[0], reference)
 
 
+def test_changing_an_item_never_changes_what_a_step_keeps_nor_the_data(tmp_path):
+    atlas = torch.arange(504.0).reshape(1, 7, 8, 9)
+
+    def add_atlas(data):
+        data["list"].append("seen")
+        return {**data, "atlas": atlas}
+
+    data = [{"case": "a", "list": []}]
+    item = cached(data, add_atlas, tmp_path, ram_bytes=0)[0]
+    item["atlas"].zero_()
+    assert item["list"] == ["seen"]
+    assert atlas.sum() == 503 * 252
+    assert data == [{"case": "a", "list": []}]
+
+
 def test_invertd_works_on_an_item_that_another_process_prepared(items, tmp_path):
     chain = geometry_chain(Resized(keys="image", spatial_size=(10, 11, 12)))
     cached(items, chain, tmp_path).fill()
@@ -378,6 +393,14 @@ def test_error_of_a_step_names_case_and_cause(items, tmp_path):
 
     with pytest.raises(MedvolError, match=r"STEP_FAILED: case c1, .*v1.nii.gz: ValueError: no such organ"):
         cached(items, [fail], tmp_path)[1]
+
+
+def test_refusal_of_a_step_keeps_its_code_and_gains_the_case(items, tmp_path):
+    def refuse(data):
+        raise MedvolError("WRONG_DIMS", found="an image with axes (7, 8)")
+
+    with pytest.raises(MedvolError, match=r"WRONG_DIMS: case c3: an image with axes \(7, 8\)"):
+        cached(items, Compose([CountingLoad(tmp_path / "log"), refuse]), tmp_path)[3]
 
 
 def test_refusal_in_a_worker_arrives_with_its_code_and_case(items, tmp_path):
