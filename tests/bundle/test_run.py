@@ -46,13 +46,8 @@ def bundle_run(bundle, modes, output, **options):
 
 
 def train(bundle, output, dataset, **options):
-    bundle_run(
-        bundle,
-        ["train"],
-        output,
-        **{"dataset_dir": str(dataset), "max_epochs": 2, "batch_size": 8, "model_dir": str(output / "models")},
-        **{**QUIET, **options},
-    )
+    defaults = {"max_epochs": 2, "batch_size": 8, "model_dir": str(output / "models"), **QUIET}
+    bundle_run(bundle, ["train"], output, dataset_dir=str(dataset), **{**defaults, **options})
 
 
 def rows_of(path):
@@ -112,6 +107,12 @@ def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(co
         weights[name] = torch.load(tmp_path / name / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(weights["a"][key], weights["b"][key]) for key in weights["a"])
     assert not all(torch.equal(weights["a"][key], weights["c"][key]) for key in weights["a"])
+
+
+def test_tensorboard_is_written_when_asked_for(cohort, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the extra `track`")
+    train(BUNDLES[-1], tmp_path / "o", cohort, max_epochs=1, tensorboard=True)
+    assert any((tmp_path / "o" / "tensorboard").iterdir())
 
 
 def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle(tmp_path):
