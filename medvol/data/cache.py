@@ -10,7 +10,7 @@ Choices and their reasons:
   what keeps a hit at tens of microseconds. A file that changes meanwhile is seen by the next data set.
 * What an access costs (96 cubed, int16, 1.8 MB, one core): copying out of memory 50 us, reading the file 40 to 65 us,
   mapping it and touching every page 300 us. So volumes are copied or read, and only arrays of 8 MiB or more are mapped
-  copy-on-write, which wins when a crop uses a part of them. With `read_crop` the break-even is at the same size.
+  copy-on-write, which wins when a crop uses a part of them. Crops of smaller ones read the planes they need.
 * Workers of a loader hold nothing in memory of their own: they inherit what the main process holds when they are
   forked, and share the page cache otherwise. Memory times workers is how MONAI's `CacheDataset` ends a run.
 * A checksum is verified at the first access in a process.
@@ -35,8 +35,7 @@ from tqdm import tqdm
 from medvol.data import cache_codec
 from medvol.data.cache_chain import AfterCache, as_chain, count_cached, run, run_cached, seed_item
 from medvol.data.cache_counts import SharedCounts
-from medvol.data.cache_crop import build_crop
-from medvol.data.cache_entry import Array
+from medvol.data.cache_crop import Source, build_crop, from_memory
 from medvol.data.cache_key import case_name, chain_digest, item_keys
 from medvol.data.cache_store import CacheFolder
 from medvol.data.cache_tiers import Recipe, Tiers
@@ -219,16 +218,14 @@ class CachedVolumes(Dataset[Any]):
 
     def _crop(self, number: int, draw_start: Callable[[Sequence[int]], Sequence[int]], size: Sequence[int]) -> Any:
         recipe = self._recipe(number)
+
+        def make(template: Any, source: Source) -> Any:
+            return build_crop(template, source, draw_start, tuple(size), case=recipe.case)
+
         if self.cached_steps:
-            template, views = self._tiers.views(recipe)
-        else:
-            content, views = cache_codec.encode(self.data[number], case=recipe.case)
-            template = cache_codec.template(content)
-
-        def array_of(place: int, for_reading: bool) -> Array:
-            return views[place] if for_reading else views[place].copy()
-
-        return build_crop(template, array_of, len(views), draw_start, tuple(size), recipe.case)
+            return self._tiers.part(recipe, make)
+        content, arrays = cache_codec.encode(self.data[number], case=recipe.case)
+        return make(cache_codec.template(content), from_memory(arrays))
 
     def finish(self, index: int, item: Any) -> Any:
         """Run the steps after the cache on an item or a crop of it.

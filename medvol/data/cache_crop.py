@@ -3,24 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from monai.data import MetaTensor
 from monai.utils import TraceKeys
 
-from medvol.data.cache_codec import Array, Inline, Slot, build
+from medvol.data import cache_entry
+from medvol.data.cache_codec import Inline, Slot, build
+from medvol.data.cache_entry import Array, Header
 from medvol.errors import MedvolError
+
+_TRACE = {
+    TraceKeys.CLASS_NAME.value: "SpatialCrop",
+    TraceKeys.ID.value: TraceKeys.NONE.value,
+    TraceKeys.TRACING.value: True,
+    TraceKeys.DO_TRANSFORM.value: True,
+    TraceKeys.LAZY.value: False,
+}
+_ORIG_SIZE, _EXTRA_INFO = TraceKeys.ORIG_SIZE.value, TraceKeys.EXTRA_INFO.value
+
+
+@dataclass(frozen=True)
+class Source:
+    """The arrays of an entry, wherever they lie.
+
+    Args:
+        shapes: Of each array.
+        whole: Returns a copy of the array of that number.
+        crop: Returns a copy of a part of it, given its start and size after the first axis.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    whole: Callable[[int], Array]
+    crop: Callable[[int, Sequence[int], Sequence[int]], Array]
+
+
+def from_memory(arrays: Sequence[Array]) -> Source:
+    """Return arrays in memory as a source."""
+
+    def crop(index: int, start: Sequence[int], size: Sequence[int]) -> Array:
+        return np.array(arrays[index][_where(start, size)], order="C")
+
+    return Source(tuple(array.shape for array in arrays), lambda index: arrays[index].copy(), crop)
+
+
+def from_file(descriptor: int, header: Header) -> Source:
+    """Return the arrays of an open entry as a source; reading raises `EntryDamaged` when the file was cut."""
+    places = header.places
+
+    def whole(index: int) -> Array:
+        return cache_entry.read_array(descriptor, places[index])
+
+    def crop(index: int, start: Sequence[int], size: Sequence[int]) -> Array:
+        return cache_entry.read_crop(descriptor, places[index], start, size)
+
+    return Source(tuple(place.shape for place in places), whole, crop)
 
 
 def build_crop(
-    node: Any,
-    array_of: Callable[[int, bool], Array],
-    count: int,
-    draw_start: Callable[[Sequence[int]], Sequence[int]],
-    size: Sequence[int],
-    case: str,
+    node: Any, source: Source, draw_start: Callable[[Sequence[int]], Sequence[int]], size: Sequence[int], *, case: str
 ) -> Any:
     """Return a fresh item in which every image is cropped.
 
@@ -29,8 +72,7 @@ def build_crop(
 
     Args:
         node: Template of the item.
-        array_of: Returns one of the entry's arrays: not to be written to when asked with True, else a copy.
-        count: Number of arrays of the entry.
+        source: The entry's arrays.
         draw_start: Returns the first voxel of the crop along each axis after the channel, given their lengths.
         size: Voxels along each axis after the channel.
         case: For messages.
@@ -39,38 +81,39 @@ def build_crop(
         MedvolError: `BAD_CROP` when there is nothing to crop, shapes differ, or the crop is not inside.
     """
     fields = node if isinstance(node, dict) else {"item": node}
-    images = {name: value for name, value in fields.items() if _spatial(value, array_of, len(size)) is not None}
-    shape = _common_shape({name: _spatial(value, array_of, len(size)) for name, value in images.items()}, case)
+    shapes = {name: _shape(value, source) for name, value in fields.items()}
+    images = {name: shape[1:] for name, shape in shapes.items() if shape is not None and len(shape) == len(size) + 1}
+    shape = _common_shape(images, case)
     start = draw_start(shape)
     _require_inside(shape, start, size, case)
-    where = (slice(None), *(slice(first, first + length) for first, length in zip(start, size, strict=True)))
-    cropped = {value.index for value in images.values() if isinstance(value, Slot)}
+    cropped = {fields[name].index for name in images if isinstance(fields[name], Slot)}
     arrays = [
-        np.array(array_of(index, True)[where], order="C") if index in cropped else array_of(index, False)
-        for index in range(count)
+        source.crop(index, start, size) if index in cropped else source.whole(index)
+        for index in range(len(source.shapes))
     ]
     item = {name: build(value, arrays) for name, value in fields.items()}
-    for name, value in images.items():
+    for name in images:
+        value = fields[name]
         if isinstance(value, Inline):
-            item[name] = item[name][where].copy() if value.kind == "ndarray" else item[name][where].clone()
+            part = item[name][_where(start, size)]
+            item[name] = part.copy() if value.kind == "ndarray" else part.clone()
         if isinstance(item[name], MetaTensor):
             _shift(item[name], shape, start, size)
     return item if isinstance(node, dict) else item["item"]
 
 
-def _spatial(value: Any, array_of: Callable[[int, bool], Array], axes: int) -> tuple[int, ...] | None:
-    """Return the spatial shape of an image, or None for anything else."""
+def _where(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    return (slice(None), *(slice(first, first + length) for first, length in zip(start, size, strict=True)))
+
+
+def _shape(value: Any, source: Source) -> tuple[int, ...] | None:
     if isinstance(value, Slot):
-        shape = array_of(value.index, True).shape
-    elif isinstance(value, Inline):
-        shape = value.array.shape
-    else:
-        return None
-    return tuple(shape[1:]) if len(shape) == axes + 1 else None
+        return source.shapes[value.index]
+    return value.array.shape if isinstance(value, Inline) else None
 
 
-def _common_shape(shapes: dict[str, tuple[int, ...] | None], case: str) -> tuple[int, ...]:
-    different = sorted({shape for shape in shapes.values() if shape is not None})
+def _common_shape(shapes: dict[str, tuple[int, ...]], case: str) -> tuple[int, ...]:
+    different = sorted(set(shapes.values()))
     if len(different) == 1:
         return different[0]
     raise MedvolError(
@@ -98,19 +141,10 @@ def _require_inside(shape: Sequence[int], start: Sequence[int], size: Sequence[i
 def _shift(image: MetaTensor, shape: Sequence[int], start: Sequence[int], size: Sequence[int]) -> None:
     """Move the affine to the first voxel of the crop, and trace the crop as MONAI's `SpatialCrop` does."""
     axes = min(len(start), image.affine.shape[-1] - 1)
-    affine = image.affine  # the item's own, so that it can be changed in place
-    affine[:-1, -1] += affine[:-1, :axes] @ torch.tensor(start[:axes], dtype=affine.dtype)
+    # The item's own affine, changed in place; NumPy is four times as fast as torch on so few numbers.
+    affine = image.affine.numpy()
+    affine[:-1, -1] += affine[:-1, :axes] @ np.array(start[:axes])
     cropped = [
         edge for side, first, length in zip(shape, start, size, strict=True) for edge in (first, side - first - length)
     ]
-    image.push_applied_operation(
-        {
-            TraceKeys.CLASS_NAME.value: "SpatialCrop",
-            TraceKeys.ID.value: TraceKeys.NONE.value,
-            TraceKeys.TRACING.value: True,
-            TraceKeys.DO_TRANSFORM.value: True,
-            TraceKeys.ORIG_SIZE.value: tuple(shape),
-            TraceKeys.LAZY.value: False,
-            TraceKeys.EXTRA_INFO.value: {"cropped": cropped},
-        }
-    )
+    image.push_applied_operation({**_TRACE, _ORIG_SIZE: tuple(shape), _EXTRA_INFO: {"cropped": cropped}})

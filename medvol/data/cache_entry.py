@@ -167,14 +167,33 @@ def read_array(descriptor: int, place: ArrayPlace) -> Array:
         EntryDamaged: If the file ends early.
     """
     array: Array = np.empty(place.shape, place.dtype)
-    view = array.reshape(-1).view(np.uint8).data if place.nbytes else memoryview(b"")
-    done = 0
-    while done < place.nbytes:
-        count = os.preadv(descriptor, [view[done:]], place.offset + done)
-        if count == 0:
-            raise EntryDamaged("ends early")
-        done += count
+    _read_into(descriptor, array, place.offset)
     return array
+
+
+def read_crop(descriptor: int, place: ArrayPlace, start: Sequence[int], size: Sequence[int]) -> Array:
+    """Return a crop of one array in memory of its own.
+
+    Of a large array only the pages of the crop are touched; of a small one the planes along its second axis that the
+    crop needs are read.
+
+    Args:
+        descriptor: Open file of the entry.
+        place: Where the array lies; its first axis, the channel, is not cropped.
+        start: First element along each axis after the channel.
+        size: Elements along each axis after the channel.
+
+    Raises:
+        EntryDamaged: If the file ends early.
+    """
+    ranges = [slice(first, first + length) for first, length in zip(start, size, strict=True)]
+    if place.nbytes >= MAPPED_BYTES:
+        return np.array(map_array(descriptor, place)[(slice(None), *ranges)], order="C")
+    planes: Array = np.empty((place.shape[0], size[0], *place.shape[2:]), place.dtype)
+    plane_bytes = math.prod(place.shape[2:]) * place.dtype.itemsize
+    for channel, target in enumerate(planes):
+        _read_into(descriptor, target, place.offset + (channel * place.shape[1] + start[0]) * plane_bytes)
+    return np.array(planes[(slice(None), slice(None), *ranges[1:])], order="C")
 
 
 def map_array(descriptor: int, place: ArrayPlace) -> Array:
@@ -213,6 +232,15 @@ def _bytes_of(array: Array) -> memoryview:
     if array.nbytes == 0:
         return memoryview(b"")
     return array.reshape(-1).view(np.uint8).data
+
+
+def _read_into(descriptor: int, target: Array, offset: int) -> None:
+    view, done = _bytes_of(target), 0
+    while done < target.nbytes:
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise EntryDamaged("ends early")
+        done += count
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -13,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from medvol.data import cache_codec, cache_entry
 from medvol.data.cache_counts import SharedCounts
+from medvol.data.cache_crop import Source, from_file, from_memory
 from medvol.data.cache_entry import Array, EntryDamaged, Header
 from medvol.data.cache_store import CacheFolder
 
@@ -79,16 +81,22 @@ class Tiers:
             self.counts.add("hits")
         return cache_codec.build(held.template, arrays)
 
-    def views(self, recipe: Recipe) -> tuple[Any, Sequence[Array]]:
-        """Return an entry's template and arrays, not to be written to; large ones on disk are mapped, not read."""
+    def part(self, recipe: Recipe, make: Callable[[Any, Source], Any]) -> Any:
+        """Return what `make` builds from an entry's template and a source that reads no more than it is asked for."""
         held = self._held.get(recipe.key)
-        if held is not None:
-            views = held.arrays if held.arrays is not None else self._read(recipe.key, held)
-            if views is not None:
-                self.counts.add("hits")
-                return held.template, views
+        if held is None:
+            held, arrays = self._first_access(recipe)
+            return make(held.template, from_memory(arrays))
+        if held.arrays is not None:
+            self.counts.add("hits")
+            return make(held.template, from_memory(held.arrays))
+        with contextlib.suppress(EntryDamaged, OSError):
+            with self._opened(recipe.key, held) as descriptor:
+                part = make(held.template, from_file(descriptor, held.header))
+            self.counts.add("hits")
+            return part
         held, arrays = self._first_access(recipe)
-        return held.template, arrays
+        return make(held.template, from_memory(arrays))
 
     def ensure(self, recipe: Recipe) -> None:
         """Prepare an entry unless this process has it and it is still there."""
@@ -105,16 +113,23 @@ class Tiers:
         if held.arrays is not None:
             return [array.copy() for array in held.arrays]
         try:
-            descriptor = self.folder.open(key)
-            if descriptor is None:
-                return None
-            try:
-                is_same = cache_entry.is_same(descriptor, held.header)
-                return cache_entry.read_arrays(descriptor, held.header) if is_same else None
-            finally:
-                os.close(descriptor)
+            with self._opened(key, held) as descriptor:
+                return cache_entry.read_arrays(descriptor, held.header)
         except (EntryDamaged, OSError):
             return None
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, held: _Held) -> Iterator[int]:
+        """Open the file of a verified entry, if it still is the same."""
+        descriptor = self.folder.open(key)
+        if descriptor is None:
+            raise EntryDamaged("removed")
+        try:
+            if not cache_entry.is_same(descriptor, held.header):
+                raise EntryDamaged("replaced")
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _first_access(self, recipe: Recipe) -> tuple[_Held, list[Array]]:
         """Return an entry that this process has not seen: from disk when it is there and sound, else computed."""

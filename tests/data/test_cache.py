@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Subset
 
 from medvol.data import cache_tiers
 from medvol.data.cache import AfterCache, CachedVolumes
+from medvol.data.cache_entry import MAPPED_BYTES
 from medvol.errors import MedvolError
 from medvol.transforms.load import LoadVolumed
 
@@ -458,6 +459,21 @@ def test_read_crop_equals_monai_spatial_crop(items, tmp_path, ram_bytes):
     back = SpatialCrop(roi_start=start, roi_end=(5, 8, 8)).inverse(crop)
     assert back.shape == (1, *SHAPE)
     np.testing.assert_allclose(back.affine.numpy(), AFFINE, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 8, 9), (2, 130, 131, 132)])
+def test_crop_of_several_channels_from_disk_is_exact_whether_read_or_mapped(tmp_path, shape):
+    voxels = np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
+    assert (voxels.nbytes >= MAPPED_BYTES) == (shape[1] > 7)
+    dataset = cached([{"case": "a"}], [lambda data: {**data, "image": torch.from_numpy(voxels)}], tmp_path, ram_bytes=0)
+    dataset.fill()
+    for start in ((0, 0, 0), (2, 3, 1), (shape[1] - 5, shape[2] - 4, shape[3] - 3)):
+        crop = dataset.read_crop(0, start, (5, 4, 3))["image"].numpy()
+        i, j, k = start
+        np.testing.assert_array_equal(crop, voxels[:, i : i + 5, j : j + 4, k : k + 3])
+    next((tmp_path / "cache").glob("*.mvcache")).write_bytes(b"half")
+    np.testing.assert_array_equal(dataset.read_crop(0, (0, 0, 0), (1, 1, 1))["image"].numpy(), voxels[:, :1, :1, :1])
+    assert dataset.stats.misses == 2
 
 
 def test_read_crop_crops_image_and_mask_alike_and_leaves_the_rest(items, tmp_path):
