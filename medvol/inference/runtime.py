@@ -23,6 +23,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from medvol.errors import require_choice
+from medvol.inference.memory import keep_freed_memory
 from medvol.io.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ def choose_runtime(
         MedvolError: `UNKNOWN_OPTION`.
     """
     require_choice("precision", precision, PRECISIONS)
+    if device.type == "cpu":
+        keep_freed_memory()
     if precision != "auto":
         runtime = Runtime(device.type, precision)
     elif device.type == "cpu":
