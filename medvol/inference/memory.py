@@ -2,9 +2,8 @@
 
 A training step on volumes allocates and frees the same large tensors again and again. glibc maps every large block
 anew, so each step has the kernel clear and fault in all of its pages: of a residual network's step at 64 cubed that is
-40 % (12.7 against 21.7 volumes per second on two cores).
-Rejected: another allocator through LD_PRELOAD, which a library
-cannot set for the process it is already in.
+40 % (12.7 against 21.7 volumes per second on two cores). Rejected: another allocator through LD_PRELOAD, which a
+library cannot set for the process it is already in.
 """
 
 from __future__ import annotations
