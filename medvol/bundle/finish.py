@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
 from torch import nn
 
 from medvol.bundle.session import Session
@@ -56,6 +57,7 @@ def finish_training(
     validator: SupervisedEvaluator,
     collected: CollectPredictions,
     model_dir: str | Path,
+    inferer: Inferer,
 ) -> None:
     """Fit the temperature of the saved model on validation, write history and run.json, log the summary.
 
@@ -65,10 +67,12 @@ def finish_training(
         validator: Evaluator over the validation split; its network takes the saved weights.
         collected: Collects the validator's logits.
         model_dir: Where the model was saved.
+        inferer: How evaluation and inference will run the network.
     """
     network: nn.Module = validator.network
     record = load_record(model_dir, {})
     load_weights(network, model_dir, record)
+    validator.inferer = inferer
     validator.run()
     predictions = collected.result()
     if predictions.labels is not None and len(np.unique(predictions.labels)) > 1:

@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, final
 
@@ -64,14 +65,25 @@ class RuntimeInferer(Inferer):
 
     Args:
         runtime: Precision and layout; plain float32 when None.
+        mirror_axes: Spatial axes (0 = x) along which volumes may be mirrored without changing the answer. Outputs are
+            averaged over all combinations of mirrored axes, 2 to the power of their number.
     """
 
-    def __init__(self, runtime: Runtime | None = None) -> None:
+    def __init__(self, runtime: Runtime | None = None, mirror_axes: Sequence[int] = ()) -> None:
         super().__init__()
         self.runtime = runtime
+        self.mirror_axes = tuple(mirror_axes)
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Return `network(inputs)`, float32."""
+        """Return `network(inputs)`, float32, averaged over the mirror images."""
+        outputs = [
+            self._run(inputs.flip([axis + 2 for axis in axes]) if axes else inputs, network, *args, **kwargs)
+            for count in range(len(self.mirror_axes) + 1)
+            for axes in combinations(self.mirror_axes, count)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
+
+    def _run(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self.runtime is None:
             return network(inputs, *args, **kwargs)
         if inputs.dim() == 5:

@@ -108,6 +108,7 @@ def test_training_and_inference_agree_on_network_preprocessing_and_what_is_shipp
     assert train["train"]["preprocessing"] == inference["preprocessing"]
     assert train["validate"]["postprocessing"] == inference["postprocessing"]
     assert train["network"] == inference["network"]
+    assert train["inferer"] == inference["inferer"]
     assert evaluate["record"] == inference["record"]
 
 

@@ -78,3 +78,14 @@ def test_bfloat16_answers_in_float32_and_close_to_it():
 def test_an_unknown_precision_is_refused_with_the_nearest():
     with pytest.raises(MedvolError, match="did you mean 'bfloat16'"):
         choose_runtime(small(), SHAPE, device=CPU, precision="bfloat")
+
+
+def test_mirrored_outputs_are_averaged_over_every_combination_of_axes():
+    network, batch = small().eval(), torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        averaged = RuntimeInferer(mirror_axes=(0, 2))(batch, network)
+        by_hand = sum(network(batch.flip(axes)) for axes in ([], [2], [4], [2, 4])) / 4
+        mirrored = RuntimeInferer(mirror_axes=(0, 2))(batch.flip(4), network)
+    torch.testing.assert_close(averaged, by_hand)
+    torch.testing.assert_close(averaged, mirrored)
+    assert not torch.allclose(averaged, network(batch))
