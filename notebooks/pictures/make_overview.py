@@ -39,9 +39,9 @@ def draw_steps(axes):
 
 def draw_case(axes, folder, row):
     volume = read_volume(str(folder / row["image"])).array
-    peak = np.unravel_index(np.argmax(volume), volume.shape)[2]
-    axes.imshow(volume[:, :, peak].T, cmap="gray", origin="lower", vmin=np.percentile(volume, 1), vmax=volume.max())
-    axes.set_title(f"{row['label']}, slice z = {peak}", fontsize=10)
+    projection = volume.max(axis=1)  # seen from the front: x to the right of the array, z upwards
+    axes.imshow(projection.T, cmap="gray", origin="lower", vmin=np.percentile(projection, 5), vmax=volume.max())
+    axes.set_title(f"{row['label']}, maximum projection", fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
 
