@@ -85,8 +85,17 @@ def check_options(config: dict[str, Any], defined: Sequence[dict[str, Any]]) -> 
         defined: The bundle's own configuration files.
 
     Raises:
-        MedvolError: `UNKNOWN_OPTION`.
+        MedvolError: `UNKNOWN_OPTION`, or `BAD_VALUE` for `false` and the like.
     """
+    for name, value in config.items():
+        # The command line takes Python's words; `false` arrives as a text, which is true.
+        if isinstance(value, str) and value.lower() in ("true", "false", "null"):
+            raise MedvolError(
+                "BAD_VALUE",
+                found=f"--{name} {value}, which is a text",
+                expected="True, False or None",
+                fix=f"write --{name} {'None' if value.lower() == 'null' else value.capitalize()}",
+            )
     for path, known in _unknown_ids(config, defined):
         *parents, name = path
         raise MedvolError(

@@ -51,6 +51,12 @@ def test_a_mistyped_option_is_refused_with_the_nearest(changes, message):
         check_options(with_overrides(**changes), DEFINED)
 
 
+@pytest.mark.parametrize(("given", "fix"), [("false", "--seed False"), ("null", "--seed None")])
+def test_a_word_that_would_arrive_as_a_text_is_refused_with_the_right_one(given, fix):
+    with pytest.raises(MedvolError, match=f"BAD_VALUE.*write {fix}"):
+        check_options(with_overrides(seed=given), DEFINED)
+
+
 def test_the_running_configuration_is_found_from_within_an_expression(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     (tmp_path / "configs").mkdir()
