@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,8 +21,6 @@ from typing import Any
 from monai.bundle import ComponentLocator, ConfigParser
 
 from medvol.errors import MedvolError, find_refusal, nearest
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -16,8 +15,6 @@ from torch.optim.swa_utils import AveragedModel
 from medvol.errors import require_choice
 from medvol.inference.record import ModelRecord, save_model
 from medvol.io.atomic import write_atomically
-
-logger = logging.getLogger(__name__)
 
 KEEP = ("last", "best")
 

@@ -50,6 +50,10 @@ def train(bundle, output, dataset, **options):
     bundle_run(bundle, ["train"], output, dataset_dir=str(dataset), **{**defaults, **options})
 
 
+def predict(bundle, output, dataset, models):
+    bundle_run(bundle, ["inference"], output, dataset_dir=str(dataset), model_dir=str(models), show_progress=False)
+
+
 def rows_of(path):
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
@@ -194,14 +198,7 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
         shutil.copy(image, folder)
     (folder / "broken.nii.gz").write_bytes(images[0].read_bytes()[:500])
     with pytest.raises(SystemExit) as stopped:
-        bundle_run(
-            BUNDLES[-1],
-            ["inference"],
-            tmp_path / "p",
-            dataset_dir=str(folder),
-            model_dir=str(tmp_path / "o/models"),
-            show_progress=False,
-        )
+        predict(BUNDLES[-1], tmp_path / "p", folder, tmp_path / "o/models")
     assert stopped.value.code == 3
     rows = rows_of(tmp_path / "p" / "predictions.csv")
     assert [row["pred"] != "" for row in rows] == [True, True, True, False]
@@ -210,14 +207,7 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
 
 def test_inference_before_training_says_so(cohort, tmp_path):
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
-        bundle_run(
-            BUNDLES[-1],
-            ["inference"],
-            tmp_path / "p",
-            dataset_dir=str(cohort),
-            model_dir=str(tmp_path / "none"),
-            show_progress=False,
-        )
+        predict(BUNDLES[-1], tmp_path / "p", cohort, tmp_path / "none")
     assert find_refusal(wrapped.value).code == "NO_WEIGHTS"
 
 
