@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -35,7 +35,7 @@ from tqdm import tqdm
 from medvol.data import cache_codec
 from medvol.data.cache_chain import AfterCache, as_chain, count_cached, run, run_cached, seed_item
 from medvol.data.cache_counts import SharedCounts
-from medvol.data.cache_crop import Source, build_crop, from_memory
+from medvol.data.cache_crop import Source, StartOf, build_crop, from_memory
 from medvol.data.cache_key import case_name, chain_digest, item_keys
 from medvol.data.cache_store import CacheFolder
 from medvol.data.cache_tiers import Recipe, Tiers
@@ -45,6 +45,7 @@ __all__ = ["AfterCache", "CacheStats", "CachedVolumes"]
 
 RAM_BYTES = 2 * 2**30
 MAX_DISK_BYTES = 50 * 2**30
+DrawStart = Callable[[Sequence[int], Mapping[str, Any], np.random.RandomState], Sequence[int]]
 MANY_FAILURES = 10  # when so many cases fail, the chain is at fault, and the rest need not be waited for
 
 
@@ -191,7 +192,7 @@ class CachedVolumes(Dataset[Any]):
         Raises:
             MedvolError: `BAD_CROP`, or what preparing the item raises.
         """
-        return self._crop(self._number(index), lambda _: tuple(start), size)
+        return self._crop(self._number(index), lambda shape, item: tuple(start), size)
 
     def random_crop(self, index: int, size: Sequence[int]) -> Any:
         """Return a crop at a random place, after all steps.
@@ -206,17 +207,35 @@ class CachedVolumes(Dataset[Any]):
         Raises:
             MedvolError: `BAD_CROP` when an image is smaller, or what preparing the item or a later step raises.
         """
+
+        def anywhere(shape: Sequence[int], item: Mapping[str, Any], generator: np.random.RandomState) -> list[int]:
+            # A side that is too short is refused by name later; here it must only not fail.
+            room = [max(side - length, 0) for side, length in zip(shape, size, strict=True)]
+            return [int(generator.randint(0, most + 1)) for most in room]
+
+        return self.drawn_crop(index, size, anywhere)
+
+    def drawn_crop(self, index: int, size: Sequence[int], draw_start: DrawStart) -> Any:
+        """Return a crop at a place that `draw_start` draws, after all steps.
+
+        Args:
+            index: Number of the item.
+            size: Voxels along each axis after the channel.
+            draw_start: Returns the first voxel along each axis, given the image's lengths, the fields of the cached
+                item that are not cropped, and a generator seeded as in `random_crop`.
+
+        Raises:
+            MedvolError: As `random_crop`.
+        """
         number = self._number(index)
 
-        def draw_start(shape: Sequence[int]) -> list[int]:
+        def seeded(shape: Sequence[int], item: Mapping[str, Any]) -> Sequence[int]:
             self._seed((), number)
-            # A side that is too short is refused by name below; here it must only not fail.
-            room = [max(side - length, 0) for side, length in zip(shape, size, strict=True)]
-            return [int(self._generator.randint(0, most + 1)) for most in room]
+            return draw_start(shape, item, self._generator)
 
-        return self.finish(number, self._crop(number, draw_start, size))
+        return self.finish(number, self._crop(number, seeded, size))
 
-    def _crop(self, number: int, draw_start: Callable[[Sequence[int]], Sequence[int]], size: Sequence[int]) -> Any:
+    def _crop(self, number: int, draw_start: StartOf, size: Sequence[int]) -> Any:
         recipe = self._recipe(number)
 
         def make(template: Any, source: Source) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ _TRACE = {
     TraceKeys.DO_TRANSFORM.value: True,
     TraceKeys.LAZY.value: False,
 }
+_NOTHING = np.empty(0)
 _ORIG_SIZE, _EXTRA_INFO = TraceKeys.ORIG_SIZE.value, TraceKeys.EXTRA_INFO.value
 
 
@@ -62,9 +63,11 @@ def from_file(descriptor: int, header: Header) -> Source:
     return Source(tuple(place.shape for place in places), whole, crop)
 
 
-def build_crop(
-    node: Any, source: Source, draw_start: Callable[[Sequence[int]], Sequence[int]], size: Sequence[int], *, case: str
-) -> Any:
+StartOf = Callable[[Sequence[int], Mapping[str, Any]], Sequence[int]]
+"""First voxel of a crop, given the image's lengths and the fields of the item that are not cropped."""
+
+
+def build_crop(node: Any, source: Source, draw_start: StartOf, size: Sequence[int], *, case: str) -> Any:
     """Return a fresh item in which every image is cropped.
 
     Images are the arrays and tensors directly in the item (or the item itself) that have one axis, the channel, more
@@ -73,7 +76,7 @@ def build_crop(
     Args:
         node: Template of the item.
         source: The entry's arrays.
-        draw_start: Returns the first voxel of the crop along each axis after the channel, given their lengths.
+        draw_start: Returns the first voxel of the crop along each axis after the channel.
         size: Voxels along each axis after the channel.
         case: For messages.
 
@@ -84,14 +87,15 @@ def build_crop(
     shapes = {name: _shape(value, source) for name, value in fields.items()}
     images = {name: shape[1:] for name, shape in shapes.items() if shape is not None and len(shape) == len(size) + 1}
     shape = _common_shape(images, case)
-    start = draw_start(shape)
-    _require_inside(shape, start, size, case)
     cropped = {fields[name].index for name in images if isinstance(fields[name], Slot)}
-    arrays = [
-        source.crop(index, start, size) if index in cropped else source.whole(index)
-        for index in range(len(source.shapes))
-    ]
-    item = {name: build(value, arrays) for name, value in fields.items()}
+    arrays = [_NOTHING if index in cropped else source.whole(index) for index in range(len(source.shapes))]
+    item = {name: build(value, arrays) for name, value in fields.items() if name not in images}
+    start = draw_start(shape, item)
+    _require_inside(shape, start, size, case)
+    for index in cropped:
+        arrays[index] = source.crop(index, start, size)
+    # In the order of the cached item, as a whole one has it.
+    item = {name: item[name] if name in item else build(value, arrays) for name, value in fields.items()}
     for name in images:
         value = fields[name]
         if isinstance(value, Inline):

@@ -39,6 +39,8 @@ class Facts:
         limits: Lowest and highest grey value that `scaled` and `ct` map to 0 and 1; None for `mr`.
         has_geometry: Whether the volumes carry an affine.
         laterality_matters: Whether mirroring left and right could change the label.
+        label_values: Segmentation: the mask value of each class, background first; () for classification.
+        mirror_pairs: Segmentation: pairs of classes that are each other's mirror image, as left and right kidney.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +51,8 @@ class Facts:
     limits: tuple[float, float] | None
     has_geometry: bool
     laterality_matters: bool
+    label_values: tuple[int, ...] = ()
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
 
     @property
     def in_channels(self) -> int:
@@ -78,10 +82,12 @@ class Facts:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Facts:
         """Return the facts that `as_dict` wrote."""
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**fields)
+        return cls(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """Return JSON lists as tuples, at every level."""
+    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

@@ -30,19 +30,21 @@ class EpochShuffle(Sampler[int]):
 
 
 def collate_cases(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return a batch: `image` (n, channel, x, y, z) float32, `label` (n,) where there is one, names as lists.
+    """Return a batch: `image` (n, channel, x, y, z) float32, `label` (n,) or masks (n, 1, x, y, z), names as lists.
 
     Metadata stays behind: a network does not need it, and collating it costs more than collating the voxels.
     """
-    images = [item["image"] for item in items]
-    batch: dict[str, Any] = {
-        "image": torch.stack([one.as_tensor() if isinstance(one, MetaTensor) else one for one in images])
-    }
+    batch: dict[str, Any] = {"image": _stacked([item["image"] for item in items])}
     for key in ("case", "patient"):
         batch[key] = [str(item.get(key, "")) for item in items]
     if all(item.get("label") is not None for item in items):
-        batch["label"] = torch.as_tensor([item["label"] for item in items])
+        labels = [item["label"] for item in items]
+        batch["label"] = _stacked(labels) if isinstance(labels[0], torch.Tensor) else torch.as_tensor(labels)
     return batch
+
+
+def _stacked(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([one.as_tensor() if isinstance(one, MetaTensor) else one for one in images])
 
 
 def training_loader(dataset: Dataset[Any], *, batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:

@@ -18,15 +18,16 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from medvol.data.loading import EpochShuffle
+from medvol.data.patches import ClassPatches
 from medvol.errors import MedvolError
-from medvol.transforms.augment import AugmentRanges, apply_augmentation, draw_augmentation
+from medvol.transforms.augment import AugmentRanges, apply_augmentation, apply_to_labels, draw_augmentation
 
 logger = logging.getLogger(__name__)
 
 
 @final
 class AugmentBatch:
-    """Change each training batch as a whole, on the device, before the network sees it.
+    """Change each training batch as a whole, on the device, before the network sees it; masks move with their images.
 
     The draw depends on seed and iteration alone: the same for any number of workers, and after a resume.
 
@@ -34,12 +35,20 @@ class AugmentBatch:
         ranges: How far each property may change.
         extent_mm: Field of view along x, y, z.
         seed: Seed of the run.
+        mirror_pairs: Classes of a mask that are exchanged where left and right are mirrored.
     """
 
-    def __init__(self, ranges: AugmentRanges, extent_mm: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        ranges: AugmentRanges,
+        extent_mm: Sequence[float],
+        seed: int,
+        mirror_pairs: Sequence[tuple[int, int]] = (),
+    ) -> None:
         self.ranges = ranges
         self.extent_mm = tuple(extent_mm)
         self.seed = seed
+        self.mirror_pairs = tuple(mirror_pairs)
 
     def attach(self, engine: Engine) -> None:
         """Hook into the start of each iteration."""
@@ -51,14 +60,17 @@ class AugmentBatch:
         batch = engine.state.batch
         draw = draw_augmentation(batch["image"].shape, self.ranges, self.extent_mm, generator)
         batch["image"] = apply_augmentation(batch["image"], draw)
+        if "label" in batch and batch["label"].dim() == batch["image"].dim():
+            batch["label"] = apply_to_labels(batch["label"], draw, self.mirror_pairs)
 
 
 @final
 class ShuffleByEpoch:
-    """Tell the sampler of the training loader which epoch begins."""
+    """Tell the sampler of the training loader, and patches that are drawn anew, which epoch begins."""
 
-    def __init__(self, sampler: EpochShuffle) -> None:
+    def __init__(self, sampler: EpochShuffle, patches: ClassPatches | None = None) -> None:
         self.sampler = sampler
+        self.patches = patches
 
     def attach(self, engine: Engine) -> None:
         """Hook into the start of each epoch."""
@@ -67,6 +79,8 @@ class ShuffleByEpoch:
     def __call__(self, engine: Engine) -> None:
         """Pass the epoch on."""
         self.sampler.epoch = engine.state.epoch
+        if self.patches is not None:
+            self.patches.set_epoch(engine.state.epoch)
 
 
 @final

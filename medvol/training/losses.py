@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor, nn
 
 from medvol.errors import require_choice
@@ -64,3 +65,33 @@ def classification_loss(
     total = sum(counts.values())
     weights = [total / (num_classes * counts[index]) if counts[index] else 0.0 for index in range(num_classes)]
     return ClassificationLoss(torch.tensor(weights), label_smoothing)
+
+
+@final
+class DeepDiceCeLoss(nn.Module):
+    """Dice plus cross-entropy at every output of a network with deep supervision.
+
+    MONAI's DiceCELoss inside its DeepSupervisionLoss: soft Dice over the batch as one volume, as nnU-Net takes it where
+    a structure may be absent from a patch, without the background; outputs of lower resolution weigh half of the one
+    before (Isensee et al., Nature Methods 2021) and meet targets taken by nearest neighbour.
+
+    Args:
+        background: Whether the background counts in the Dice term.
+    """
+
+    def __init__(self, *, background: bool = False) -> None:
+        super().__init__()
+        self.loss = DeepSupervisionLoss(
+            DiceCELoss(to_onehot_y=True, softmax=True, include_background=background, batch=True), weight_mode="exp"
+        )
+
+    def forward(self, logits: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Return the loss, a weighted mean over the outputs.
+
+        Args:
+            logits: Shape (n, classes, x, y, z), or one such tensor per resolution, the finest first.
+            labels: Class indices, (n, 1, x, y, z).
+        """
+        outputs = [logits] if isinstance(logits, Tensor) else list(logits)
+        total = self.loss([output.float() for output in outputs], labels.float())
+        return total / sum(0.5**level for level in range(len(outputs)))

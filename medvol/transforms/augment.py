@@ -8,7 +8,7 @@ does, and depends on how many workers there are; this does neither.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,8 @@ class AugmentRanges:
         contrast: Largest relative change of the intensities' distance from the volume's mean.
         brightness: Largest addition to the (normalised) intensities.
         noise: Largest standard deviation of added Gaussian noise.
+        gamma: Largest relative change of the exponent that bends grey values within the volume's own range.
+        blur: Largest standard deviation of Gaussian smoothing, in voxels.
         affine_probability: How often a volume is rotated and scaled; shifts and flips are drawn for every one.
         intensity_probability: How often contrast, brightness and noise are each changed (nnU-Net's value).
     """
@@ -43,6 +45,8 @@ class AugmentRanges:
     contrast: float = 0.15
     brightness: float = 0.1
     noise: float = 0.05
+    gamma: float = 0.0
+    blur: float = 0.0
     affine_probability: float = 0.2
     intensity_probability: float = 0.15
 
@@ -62,6 +66,9 @@ class AugmentDraw:
         offset: Addition to the intensities, (n,).
         noise_sd: Standard deviation of the noise, (n,).
         noise_seed: Seed of the noise field.
+        gamma: Exponent on the position within the volume's range, (n,).
+        blur_sd: Standard deviation of the smoothing in voxels, (n,).
+        mirrored: Whether axis 0, left/right, was mirrored, bool (n,).
     """
 
     matrix: Tensor
@@ -69,6 +76,9 @@ class AugmentDraw:
     offset: Tensor
     noise_sd: Tensor
     noise_seed: int
+    gamma: Tensor
+    blur_sd: Tensor
+    mirrored: Tensor
 
 
 def flip_axes_for(*, laterality_matters: bool, has_geometry: bool) -> tuple[int, ...]:
@@ -118,7 +128,18 @@ def draw_augmentation(
         offset=happens(ranges.intensity_probability) * uniform() * ranges.brightness,
         noise_sd=happens(ranges.intensity_probability) * uniform().abs() * ranges.noise,
         noise_seed=int(torch.randint(2**31, (1,), generator=generator)),
+        gamma=_gammas(uniform, happens, ranges),
+        blur_sd=_blurs(uniform, happens, ranges),
+        mirrored=signs[:, 0] < 0,
     )
+
+
+def _gammas(uniform: Callable[..., Tensor], happens: Callable[[float], Tensor], ranges: AugmentRanges) -> Tensor:
+    return torch.exp(happens(ranges.intensity_probability) * uniform() * math.log1p(ranges.gamma))
+
+
+def _blurs(uniform: Callable[..., Tensor], happens: Callable[[float], Tensor], ranges: AugmentRanges) -> Tensor:
+    return happens(ranges.intensity_probability) * uniform().abs() * ranges.blur
 
 
 def apply_augmentation(batch: Tensor, draw: AugmentDraw) -> Tensor:
@@ -130,12 +151,58 @@ def apply_augmentation(batch: Tensor, draw: AugmentDraw) -> Tensor:
         batch, sampling_grid(draw.matrix, batch.shape[2:]), mode="bilinear", padding_mode="border", align_corners=False
     )
     column = (-1, 1, 1, 1, 1)
+    for index in torch.nonzero(draw.blur_sd).flatten().tolist():
+        moved[index] = _blurred(moved[index], float(draw.blur_sd[index]))
+    for index in torch.nonzero(draw.gamma != 1).flatten().tolist():
+        moved[index] = _bent(moved[index], float(draw.gamma[index]))
     mean = moved.mean(dim=(1, 2, 3, 4), keepdim=True)
     moved = (moved - mean) * draw.gain.view(column) + (mean + draw.offset.view(column))
     if draw.noise_sd.any():
         noise = torch.empty_like(moved).normal_(generator=torch.Generator().manual_seed(draw.noise_seed))
         moved.addcmul_(noise, draw.noise_sd.view(column).expand_as(moved))
     return moved
+
+
+def apply_to_labels(labels: Tensor, draw: AugmentDraw, mirror_pairs: Sequence[tuple[int, int]] = ()) -> Tensor:
+    """Return the masks of a batch, (n, 1, x, y, z), moved as `apply_augmentation` moves their images.
+
+    The nearest voxel is taken. Where left and right were mirrored, the classes of each pair are exchanged: a mirrored
+    left kidney is a right kidney.
+
+    Args:
+        labels: Class indices, any integer dtype; kept.
+        draw: What was drawn for the images.
+        mirror_pairs: Classes that are each other's mirror image.
+    """
+    grid = sampling_grid(draw.matrix, labels.shape[2:])
+    moved = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    moved = moved.to(labels.dtype)
+    exchanged = moved.clone()
+    where = draw.mirrored.view(-1, 1, 1, 1, 1)
+    for first, second in mirror_pairs:
+        exchanged[where & (moved == first)] = second
+        exchanged[where & (moved == second)] = first
+    return exchanged
+
+
+def _blurred(image: Tensor, sd_voxels: float) -> Tensor:
+    """Return the image, (channel, x, y, z), smoothed by a Gaussian along each axis, borders repeated."""
+    reach = math.ceil(3 * sd_voxels)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sd_voxels) ** 2)
+    taps = taps / taps.sum()
+    for axis in (1, 2, 3):
+        shape, pad = [1, 1, 1, 1, 1], [0] * 6
+        shape[axis + 1] = len(taps)
+        pad[2 * (3 - axis) : 2 * (3 - axis) + 2] = [reach, reach]
+        image = F.conv3d(F.pad(image[:, None], pad, mode="replicate"), taps.view(shape))[:, 0]
+    return image
+
+
+def _bent(image: Tensor, gamma: float) -> Tensor:
+    """Return the image with its position within its own range raised to a power."""
+    low, high = image.aminmax()
+    span = (high - low).clamp_min(1e-6)
+    return ((image - low) / span) ** gamma * span + low
 
 
 def sampling_grid(matrix: Tensor, size: Sequence[int]) -> Tensor:
