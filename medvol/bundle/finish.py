@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,13 +28,12 @@ from medvol.inference.record import (
     save_model,
 )
 from medvol.inference.volumes import VolumesToPredict
-from medvol.io.atomic import write_text
 from medvol.metrics.calibration import fit_temperature
 from medvol.report import pictures
 from medvol.report.classification import EvaluatedSplit, can_draw, write_evaluation, write_predictions
 from medvol.report.run_record import write_run_record
 from medvol.training.checkpoint import count_parameters
-from medvol.training.handlers import TrainingHistory
+from medvol.training.handlers import TrainingHistory, write_history
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +86,7 @@ def finish_training(
         record.training["epoch"],
         record.temperature,
     )
-    _write_run(session, "train", {"training": record.training}, files)
+    write_run(session, "train", {"training": record.training}, files)
 
 
 def finish_evaluation(
@@ -99,7 +96,7 @@ def finish_evaluation(
     train_labels = tuple(int(item["label"]) for item in items(study, "train"))
     evaluated = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels)
     files = write_evaluation(session.output_dir, collected.result(), evaluated)
-    _write_run(session, "evaluate", {"weights_sha256": record.weights_sha256, "training": record.training}, files)
+    write_run(session, "evaluate", {"weights_sha256": record.weights_sha256, "training": record.training}, files)
 
 
 def finish_inference(
@@ -118,7 +115,7 @@ def finish_inference(
     write_predictions(path, predictions, record.facts.classes, failures=failures)
     summary = {"weights_sha256": record.weights_sha256, "predicted": len(predictions.cases), "failed": len(failures)}
     logger.info("Predicted %d cases, %d could not be read", len(predictions.cases), len(failures))
-    _write_run(session, "inference", summary, [path])
+    write_run(session, "inference", summary, [path])
     if failures:
         raise SystemExit(SOME_FAILED)
 
@@ -145,16 +142,12 @@ def require_unseen(study: Study, record: ModelRecord, split: str) -> None:
 
 
 def _write_history(output: Path, rows: Sequence[dict[str, float]]) -> Path:
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(output / "history.csv", text.getvalue())
+    write_history(output / "history.csv", rows)
     return output / "history.csv"
 
 
-def _write_run(session: Session, mode: str, facts: dict[str, Any], files: Sequence[Path]) -> None:
+def write_run(session: Session, mode: str, facts: dict[str, Any], files: Sequence[Path]) -> None:
+    """Write run.json of a session and log what was written where."""
     write_run_record(
         session.output_dir,
         mode=mode,

@@ -6,18 +6,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medvol.data.sources import open_study
-from medvol.data.splits import assign_splits
-from medvol.data.table import Study, require_images, require_task, write_table
-from medvol.phantoms.cohort import classification_cohort
+from medvol.data.splits import assign_splits, fold_splits
+from medvol.data.table import Study, items, require_images, require_task, write_table
+from medvol.errors import MedvolError
+from medvol.phantoms.body import STRUCTURES
+from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
 logger = logging.getLogger(__name__)
 
 COHORT_FOLDER = "synthetic_cohort"
 TABLE_FILE = "cases.csv"
 COHORT_CLASSES = ("vessel", "aneurysm")  # the last of two classes is the positive one
+COHORT_STRUCTURES = ("background", *sorted(STRUCTURES, key=STRUCTURES.__getitem__))
 COHORT_CASES_PREDICTED = 16
+FOLDS = 5
 
 
 def classification_study(
@@ -49,16 +54,63 @@ def classification_study(
         study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER), classes=COHORT_CLASSES)
     require_task(study, "classification")
     require_images(study)
-    study = assign_splits(study, fractions=tuple(fractions), seed=split_seed)
-    for note in study.notes:
-        logger.info("%s", note)
-    write_table(study, Path(output_dir) / TABLE_FILE)
-    logger.info("%s", describe(study))
-    return study
+    return _recorded(assign_splits(study, fractions=tuple(fractions), seed=split_seed), output_dir)
 
 
-def cases_to_predict(dataset_dir: str, output_dir: str | Path) -> Study:
+def segmentation_study(
+    dataset_dir: str,
+    output_dir: str | Path,
+    *,
+    split_seed: int = 0,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    label_column: str = "label",
+    split: str | int = "fractions",
+) -> Study:
+    """Return a split segmentation study and write its table to `output_dir/cases.csv`.
+
+    Args:
+        dataset_dir: Any source that `open_study` reads. Empty: a synthetic cohort is made in `output_dir`.
+        output_dir: Where the table, and the cohort if one is made, are written.
+        split_seed: Seed of the split, where the source brings none.
+        fractions: Shares of train, val and test.
+        label_column: Column that holds the path of the mask.
+        split: `fractions`; a number from 0 to 4 for that fold of five in `val` and the others in `train`; or `all` to
+            train on every case but those of a test split that the source brings, with nothing to validate on.
+
+    Raises:
+        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind; `UNKNOWN_OPTION`.
+    """
+    if dataset_dir:
+        study = open_study(str(dataset_dir), label_column=label_column)
+    else:
+        logger.info("No --dataset_dir: using a synthetic cohort, organs of a small body, in %s", output_dir)
+        study = open_study(str(segmentation_cohort(Path(output_dir) / COHORT_FOLDER)), classes=COHORT_STRUCTURES)
+    require_task(study, "segmentation")
+    require_images(study)
+    if split == "fractions":
+        study = assign_splits(study, fractions=tuple(fractions), seed=split_seed)
+    elif split == "all":
+        cases = tuple(case if case.split == "test" else replace(case, split="train") for case in study.cases)
+        study = replace(study, cases=cases, notes=(*study.notes, "every case that is not in test is trained on"))
+    elif isinstance(split, int) and 0 <= split < FOLDS:
+        study = fold_splits(study, FOLDS, seed=split_seed)[split]
+    else:
+        raise MedvolError(
+            "UNKNOWN_OPTION",
+            found=f"--split {split}",
+            expected=f"fractions, all, or a fold from 0 to {FOLDS - 1}",
+            fix="leave it out for train, val and test by --split_fractions",
+        )
+    return _recorded(study, output_dir)
+
+
+def cases_to_predict(dataset_dir: str, output_dir: str | Path, *, task: str = "classification") -> Study:
     """Return the cases to predict: a table, a folder, a DICOM tree or one file; labels are not needed.
+
+    Args:
+        dataset_dir: Any source that `open_study` reads. Empty: some cases of the synthetic cohort.
+        output_dir: Where the cohort is made if there is no source.
+        task: Which cohort.
 
     Raises:
         MedvolError: Whatever is wrong with the source.
@@ -67,8 +119,25 @@ def cases_to_predict(dataset_dir: str, output_dir: str | Path) -> Study:
         study = open_study(str(dataset_dir), require_label=False)
         require_images(study)
         return study
-    study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER))
+    folder = Path(output_dir) / COHORT_FOLDER
+    made = str(segmentation_cohort(folder)) if task == "segmentation" else _synthetic_cohort(folder)
+    study = open_study(made)
     return replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
+
+
+def cases_of(study: Study, split: str) -> list[dict[str, Any]]:
+    """Return the items of a split; none for a validation split that is empty, as when all cases are trained on."""
+    if split == "val" and not any(case.split == split for case in study.cases):
+        return []
+    return items(study, split)
+
+
+def _recorded(study: Study, output_dir: str | Path) -> Study:
+    for note in study.notes:
+        logger.info("%s", note)
+    write_table(study, Path(output_dir) / TABLE_FILE)
+    logger.info("%s", describe(study))
+    return study
 
 
 def describe(study: Study) -> str:
@@ -78,7 +147,8 @@ def describe(study: Study) -> str:
         cases = [case for case in study.cases if case.split == split]
         if cases:
             parts.append(f"{split} {len(cases)} cases of {len({case.patient for case in cases})} patients")
-    return f"Study: {', '.join(parts)}; classes {', '.join(study.classes)}"
+    classes = f"; classes {', '.join(study.classes)}" if study.classes else ""
+    return f"Study: {', '.join(parts)}{classes}"
 
 
 def _synthetic_cohort(folder: Path) -> str:

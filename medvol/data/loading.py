@@ -68,3 +68,12 @@ def training_loader(dataset: Dataset[Any], *, batch_size: int, seed: int, worker
 def evaluation_loader(dataset: Dataset[Any], *, batch_size: int, workers: int = 0) -> DataLoader[Any]:
     """Return a loader over all cases in their order."""
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate_cases, num_workers=workers)
+
+
+def case_loader(dataset: Dataset[Any], *, workers: int = 0) -> DataLoader[Any]:
+    """Return a loader that hands on one case at a time as it is, metadata included, in the order of the data set."""
+    return DataLoader(dataset, batch_size=1, collate_fn=_only_item, num_workers=workers)
+
+
+def _only_item(items: Sequence[Any]) -> Any:
+    return items[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class ModelRecord:
         weights_sha256: Digest of the weights file; empty while nothing is trained.
         trained_on: Digests of the patients in the training and validation split, so that a test on them is refused.
         training: Seeds, epochs, data hash and whatever else documents the run.
+        cleaning: Segmentation: post-processing of each structure that helped on validation, by class name.
     """
 
     facts: Facts
@@ -38,6 +40,7 @@ class ModelRecord:
     weights_sha256: str = ""
     trained_on: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    cleaning: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecord:
@@ -61,6 +64,7 @@ def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecor
             weights_sha256=values["weights_sha256"],
             trained_on=tuple(values["trained_on"]),
             training=values["training"],
+            cleaning=values.get("cleaning", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise MedvolError(
@@ -72,10 +76,19 @@ def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecor
         ) from error
 
 
-def save_model(model_dir: str | Path, network: nn.Module, record: ModelRecord) -> ModelRecord:
-    """Write weights and record atomically, the weights first, and return the record with the weights' digest."""
+def save_model(
+    model_dir: str | Path, network: nn.Module, record: ModelRecord, *, dtype: torch.dtype | None = None
+) -> ModelRecord:
+    """Write weights and record atomically, the weights first, and return the record with the weights' digest.
+
+    Args:
+        model_dir: The bundle's `models` folder.
+        network: Whose weights are written.
+        record: What is written beside them.
+        dtype: Type of the weights on disk; float16 halves the file and moves logits by a thousandth.
+    """
     folder = Path(model_dir)
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    weights = {name: _stored(value, dtype) for name, value in network.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, lambda stream: torch.save(weights, stream))
     values = {
         "format": FORMAT,
@@ -84,6 +97,7 @@ def save_model(model_dir: str | Path, network: nn.Module, record: ModelRecord) -
         "weights_sha256": file_sha256(folder / WEIGHTS_FILE),
         "trained_on": list(record.trained_on),
         "training": record.training,
+        "cleaning": record.cleaning,
     }
     write_text(folder / RECORD_FILE, json.dumps(values, indent=4))
     return load_record(folder, {})
@@ -129,6 +143,37 @@ def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord)
         )
     network.load_state_dict(weights)
     return network
+
+
+def load_networks(network: nn.Module, model_dirs: Sequence[str | Path], facts: Facts) -> nn.Module:
+    """Return the network with the weights of one folder, or copies of it with those of several, as of several folds.
+
+    Args:
+        network: Of the architecture that all were trained with.
+        model_dirs: `models` folders.
+        facts: What the run works with; every record must agree with it.
+
+    Raises:
+        MedvolError: As `load_weights`; `OTHER_STUDY` for folds that were trained on another plan.
+    """
+    loaded = []
+    for folder in model_dirs:
+        record = load_record(folder, facts.as_dict())
+        if record.facts != facts:
+            raise MedvolError(
+                "OTHER_STUDY",
+                file=folder,
+                found="a model whose classes, patch, spacing or intensities differ from the first one's",
+                expected="folds of one study and plan",
+                fix="train all folds with the same options",
+            )
+        loaded.append(load_weights(copy.deepcopy(network) if len(model_dirs) > 1 else network, folder, record))
+    return loaded[0] if len(loaded) == 1 else nn.ModuleList(loaded)
+
+
+def _stored(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    kept = value.detach().cpu().contiguous()
+    return kept.to(dtype) if dtype is not None and kept.is_floating_point() else kept
 
 
 def file_sha256(path: str | Path) -> str:

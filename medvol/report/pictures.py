@@ -93,25 +93,29 @@ def draw_reliability(path: Path, labels: Labels, probabilities: Probabilities) -
     return _save(figure, path)
 
 
-def draw_training(path: Path, history: Sequence[Mapping[str, float]]) -> Path:
-    """Write training and validation loss by epoch, and the validation AUC on an axis of its own.
+def draw_training(path: Path, history: Sequence[Mapping[str, float]], metric: str = "auc") -> Path:
+    """Write training and validation loss by epoch, and a validation metric on an axis of its own.
 
     Args:
         path: PNG file.
-        history: Rows with `epoch`, `train_loss` and, where there was a validation, `log_likelihood` and `auc`.
+        history: Rows with `epoch`, `train_loss` and, where there was a validation, `metric` and `log_likelihood`.
+        metric: Name of a metric between 0 and 1.
     """
 
-    def column(name: str, sign: float = 1.0) -> list[float]:
-        return [sign * row.get(name, np.nan) for row in history]
+    def draw(axes: Any, name: str, label: str, colour: str, sign: float = 1.0) -> None:
+        points = [(row["epoch"], sign * row[name]) for row in history if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, label=label)
 
     figure, axes = _figure(6, 3.6)
-    axes.plot(column("epoch"), column("train_loss"), color=COLOURS[0], label="training loss")
-    axes.plot(column("epoch"), column("log_likelihood", -1.0), color=COLOURS[1], label="validation loss")
+    draw(axes, "train_loss", "training loss", COLOURS[0])
+    draw(axes, "log_likelihood", "validation loss", COLOURS[1], -1.0)
     axes.set(xlabel="epoch", ylabel="loss", title="Training")
-    axes.set_ylim(0, 1.5 * max(column("train_loss")))  # the first averages are far off and would hide the rest
+    # The first averages are far off and would hide the rest.
+    axes.set_ylim(0, 1.5 * max(row["train_loss"] for row in history))
     axes.xaxis.get_major_locator().set_params(integer=True)
     other = axes.twinx()
-    other.plot(column("epoch"), column("auc"), color=COLOURS[2], label="validation AUC")
-    other.set(ylabel="AUC", ylim=(0.4, 1.0))
+    draw(other, metric, f"validation {metric}", COLOURS[2])
+    other.set(ylabel=metric, ylim=(0.4 if metric == "auc" else 0.0, 1.0))
     figure.legend(loc="outside lower center", ncols=3)
     return _save(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -12,11 +13,14 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from medvol.errors import require_choice
+from medvol.errors import MedvolError, require_choice
 from medvol.inference.record import ModelRecord, save_model
 from medvol.io.atomic import write_atomically
 
+logger = logging.getLogger(__name__)
+
 KEEP = ("last", "best")
+WEIGHTS_DTYPES = {"float32": None, "float16": torch.float16}
 
 
 @final
@@ -33,6 +37,7 @@ class SaveModel:
         model_dir: The bundle's `models` folder.
         validator: Evaluator with the key metric, run before this handler.
         keep: `last` or `best`.
+        weights_dtype: `float32`, or `float16` for a file of half the size.
 
     Raises:
         MedvolError: `UNKNOWN_OPTION`.
@@ -46,13 +51,16 @@ class SaveModel:
         validator: Engine,
         *,
         keep: str = "last",
+        weights_dtype: str = "float32",
     ) -> None:
         require_choice("keep", keep, KEEP)
+        require_choice("weights_dtype", weights_dtype, WEIGHTS_DTYPES)
         self.averaged = averaged
         self.record = record
         self.model_dir = Path(model_dir)
         self.validator = validator
         self.keep = keep
+        self.dtype = WEIGHTS_DTYPES[weights_dtype]
 
     def attach(self, engine: Engine) -> None:
         """Hook into the end of each epoch; attach after the ValidationHandler."""
@@ -65,7 +73,8 @@ class SaveModel:
             return
         metrics = {name: _number(value) for name, value in self.validator.state.metrics.items()}
         training = {**self.record.training, "epoch": epoch, "validation": metrics}
-        save_model(self.model_dir, self.averaged.module, replace(self.record, training=training))
+        record = replace(self.record, training=training)
+        save_model(self.model_dir, self.averaged.module, record, dtype=self.dtype)
 
 
 @final
@@ -90,6 +99,52 @@ class SaveState:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "rng": torch.get_rng_state()}
         write_atomically(self.path, lambda stream: torch.save({**state, "progress": progress}, stream))
+
+
+@final
+class ResumeState:
+    """Continue from the `checkpoint.pt` of an interrupted run, so that both together equal one run.
+
+    Without a checkpoint the run begins at the beginning; with one of another network or schedule it is refused.
+
+    Args:
+        path: File that `SaveState` writes.
+        parts: The same named objects.
+        resume: Whether to look for it at all.
+
+    Raises:
+        MedvolError: `OTHER_RUN` for a checkpoint that does not fit.
+    """
+
+    def __init__(self, path: str | Path, parts: dict[str, Any], *, resume: bool) -> None:
+        self.path = Path(path)
+        self.parts = parts
+        self.resume = resume
+
+    def attach(self, engine: Engine) -> None:
+        """Hook into the start of the run."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the state and set the engine's counters."""
+        if not self.resume or not self.path.is_file():
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            progress = state["progress"]
+        except Exception as error:
+            raise MedvolError(
+                "OTHER_RUN",
+                file=self.path,
+                found=str(error).splitlines()[0][:100],
+                expected="the checkpoint of a run with the same options",
+                fix="repeat the options of the first run, or pass --resume False",
+            ) from error
+        torch.set_rng_state(progress["rng"])
+        engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
+        logger.info("Resumed after epoch %d of %d", engine.state.epoch, engine.state.max_epochs or 0)
 
 
 def _number(value: Any) -> float | None:

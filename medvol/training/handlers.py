@@ -6,8 +6,11 @@ epoch, as `SaveModel` and `TrainingHistory` do, stands after MONAI's ValidationH
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -20,6 +23,7 @@ from tqdm import tqdm
 from medvol.data.loading import EpochShuffle
 from medvol.data.patches import ClassPatches
 from medvol.errors import MedvolError
+from medvol.io.atomic import write_text
 from medvol.transforms.augment import AugmentRanges, apply_augmentation, apply_to_labels, draw_augmentation
 
 logger = logging.getLogger(__name__)
@@ -200,12 +204,22 @@ class TrainingHistory:
         optimizer: Its learning rate is recorded.
         validator: Evaluator whose metrics are recorded.
         show_progress: Whether to draw the bar.
+        path: CSV file that is written after every epoch, so that a run can be watched and an interrupted one has its
+            curve; None writes none. A resumed run goes on with the rows that it finds there.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, validator: Engine, *, show_progress: bool = True) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        validator: Engine,
+        *,
+        show_progress: bool = True,
+        path: str | Path | None = None,
+    ) -> None:
         self.optimizer = optimizer
         self.validator = validator
         self.show_progress = show_progress
+        self.path = None if path is None else Path(path)
         self.rows: list[dict[str, float]] = []
         self._losses: list[float] = []
         self._bar: Any = None
@@ -220,6 +234,8 @@ class TrainingHistory:
 
     def start(self, engine: Engine) -> None:
         """Open the bar at the epoch training starts from."""
+        if self.path is not None and engine.state.epoch > 0 and self.path.is_file():
+            self.rows = [row for row in read_history(self.path) if row["epoch"] <= engine.state.epoch]
         self._bar = tqdm(
             total=engine.state.max_epochs,
             initial=engine.state.epoch,
@@ -241,12 +257,15 @@ class TrainingHistory:
         metrics = {
             name: float(value)
             for name, value in self.validator.state.metrics.items()
-            if isinstance(value, (int, float))
+            # With validation every n-th epoch the metrics in between are those of an earlier one.
+            if isinstance(value, (int, float)) and self.validator.state.epoch == engine.state.epoch
         }
         rate = self.optimizer.param_groups[0]["lr"]
         self.rows.append({"epoch": engine.state.epoch, "train_loss": loss, "learning_rate": rate, **metrics})
         self._bar.set_postfix({"loss": f"{loss:.3f}", **{name: f"{value:.3f}" for name, value in metrics.items()}})
         self._bar.update()
+        if self.path is not None:
+            write_history(self.path, self.rows)
 
     def close(self, engine: Engine) -> None:
         """Close the bar."""
@@ -257,3 +276,18 @@ class TrainingHistory:
         """Close the bar and let the error go on."""
         self.close(engine)
         raise error
+
+
+def write_history(path: str | Path, rows: Sequence[dict[str, float]]) -> None:
+    """Write the rows of a `TrainingHistory` as CSV, atomically; empty cells where an epoch had no validation."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_history(path: str | Path) -> list[dict[str, float]]:
+    """Return the rows that `write_history` wrote."""
+    with Path(path).open(newline="") as stream:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(stream)]

@@ -8,7 +8,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from medvol.errors import require_choice
@@ -69,21 +69,17 @@ def classification_loss(
 
 @final
 class DeepDiceCeLoss(nn.Module):
-    """Dice plus cross-entropy at every output of a network with deep supervision.
+    """Dice plus cross-entropy (MONAI's DiceCELoss) at every output of a network with deep supervision.
 
-    MONAI's DiceCELoss inside its DeepSupervisionLoss: soft Dice over the batch as one volume, as nnU-Net takes it where
-    a structure may be absent from a patch, without the background; outputs of lower resolution weigh half of the one
-    before (Isensee et al., Nature Methods 2021) and meet targets taken by nearest neighbour.
-
-    Args:
-        background: Whether the background counts in the Dice term.
+    Soft Dice takes the batch as one volume, as nnU-Net does where a structure may be absent from a patch, and leaves out
+    the background. An output of half the resolution weighs half (Isensee et al., Nature Methods 2021). MONAI's own
+    DeepSupervisionLoss takes coarse targets half a voxel off: voxel i of a convolution of stride 2 is centred on voxel
+    2i of the finer grid, not on 2i + 1.
     """
 
-    def __init__(self, *, background: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.loss = DeepSupervisionLoss(
-            DiceCELoss(to_onehot_y=True, softmax=True, include_background=background, batch=True), weight_mode="exp"
-        )
+        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
     def forward(self, logits: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
         """Return the loss, a weighted mean over the outputs.
@@ -93,5 +89,7 @@ class DeepDiceCeLoss(nn.Module):
             labels: Class indices, (n, 1, x, y, z).
         """
         outputs = [logits] if isinstance(logits, Tensor) else list(logits)
-        total = self.loss([output.float() for output in outputs], labels.float())
-        return total / sum(0.5**level for level in range(len(outputs)))
+        weights = [0.5**level for level in range(len(outputs))]
+        targets = (F.interpolate(labels.float(), size=output.shape[2:], mode="nearest") for output in outputs)
+        losses = [self.loss(output.float(), target) for output, target in zip(outputs, targets, strict=True)]
+        return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)

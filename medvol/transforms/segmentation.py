@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from monai.transforms import Compose, EnsureChannelFirstd, Orientationd, Transform
+from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, Orientationd, Transform
 
 from medvol.data.facts import Facts
 from medvol.io.monai_readers import VolumeReader
@@ -13,6 +13,8 @@ from medvol.transforms.load import LoadVolumed
 from medvol.transforms.masks import ClassIndexd, OntoImaged, PadToPatchd, RememberSitesd
 from medvol.transforms.preprocess import KeepDtyped, RequireVolumed
 from medvol.transforms.resample import StretchToSpacingd
+
+IMAGE, MASK = "image", "label"
 
 
 def image_preprocessing(facts: Facts, *, key: str = "image") -> Compose:
@@ -24,45 +26,72 @@ def image_preprocessing(facts: Facts, *, key: str = "image") -> Compose:
         facts: What was planned on the training split.
         key: Item key of the reference and, afterwards, of the image: (channel, x, y, z), float32.
     """
-    return Compose([*_image_steps(facts, key), MeasureIntensityd(key, facts), NormaliseIntensityd(key)])
+    steps: list[Transform] = _image_steps(facts, key)
+    if facts.spacing_mm is not None:
+        steps.append(KeepDtyped(key, StretchToSpacingd(key, facts.spacing_mm)))
+    return Compose([*steps, MeasureIntensityd(key, facts), NormaliseIntensityd(key)])
 
 
-def training_preprocessing(facts: Facts, *, patch_size: Sequence[int] | None, resample_labels: bool = False) -> Compose:
+def training_preprocessing(facts: Facts, *, patch_size: Sequence[int], resample_labels: bool = False) -> Compose:
     """Return the same for `image`, and for `label`: the mask as class indices on the working grid, uint8.
+
+    Volumes are padded to the patch, and places of each class stored, as `ClassPatches` needs.
 
     Args:
         facts: What was planned on the training split.
-        patch_size: Volumes are padded to it and places of each class stored, as `ClassPatches` needs; None for
-            validation, which sees whole volumes.
+        patch_size: Voxels of a patch along x, y, z.
         resample_labels: Accept masks on another grid than their image.
     """
-    image, mask = "image", "label"
-    steps: list[Transform] = [
-        *_image_steps(facts, image, stretched=False),
-        LoadVolumed(keys=mask, reader=VolumeReader()),
-        EnsureChannelFirstd(keys=mask),
-        Orientationd(keys=mask, axcodes="RAS", labels=None),
-        OntoImaged(mask, image, resample=resample_labels),
-        ClassIndexd(mask, facts),
-    ]
+    steps: list[Transform] = _image_and_mask(facts, resample_labels)
     if facts.spacing_mm is not None:
         steps += [
-            KeepDtyped(image, StretchToSpacingd(image, facts.spacing_mm)),
-            StretchToSpacingd(mask, facts.spacing_mm, nearest=True),
+            KeepDtyped(IMAGE, StretchToSpacingd(IMAGE, facts.spacing_mm)),
+            StretchToSpacingd(MASK, facts.spacing_mm, nearest=True),
         ]
-    steps.append(MeasureIntensityd(image, facts))
-    if patch_size is not None:
-        steps += [PadToPatchd(image, mask, patch_size), RememberSitesd(mask, len(facts.classes))]
-    return Compose([*steps, NormaliseIntensityd(image)])
+    return Compose(
+        [
+            *steps,
+            MeasureIntensityd(IMAGE, facts),
+            PadToPatchd(IMAGE, MASK, patch_size),
+            RememberSitesd(MASK, len(facts.classes)),
+            NormaliseIntensityd(IMAGE),
+        ]
+    )
 
 
-def _image_steps(facts: Facts, key: str, *, stretched: bool = True) -> list[Transform]:
-    steps: list[Transform] = [
+def evaluation_preprocessing(facts: Facts, *, resample_labels: bool = False) -> Compose:
+    """Return the chain of a labelled case that is predicted as in inference and scored on its source grid.
+
+    `image` is on the working grid; `label`, class indices, and `shown`, the image for pictures, stay on the source's
+    grid in RAS order.
+
+    Args:
+        facts: What was planned on the training split.
+        resample_labels: Accept masks on another grid than their image.
+    """
+    steps = [*_image_and_mask(facts, resample_labels), CopyItemsd(keys=IMAGE, names="shown")]
+    if facts.spacing_mm is not None:
+        steps.append(KeepDtyped(IMAGE, StretchToSpacingd(IMAGE, facts.spacing_mm)))
+    return Compose([*steps, MeasureIntensityd(IMAGE, facts), NormaliseIntensityd(IMAGE)])
+
+
+def _image_and_mask(facts: Facts, resample_labels: bool) -> list[Transform]:
+    """Return the steps to an image and its mask on the source grid in RAS order."""
+    return [
+        *_image_steps(facts, IMAGE),
+        LoadVolumed(keys=MASK, reader=VolumeReader()),
+        EnsureChannelFirstd(keys=MASK),
+        Orientationd(keys=MASK, axcodes="RAS", labels=None),
+        OntoImaged(MASK, IMAGE, resample=resample_labels),
+        ClassIndexd(MASK, facts),
+    ]
+
+
+def _image_steps(facts: Facts, key: str) -> list[Transform]:
+    """Return the steps to an image on the source grid in RAS order."""
+    return [
         LoadVolumed(keys=key, reader=VolumeReader()),
         EnsureChannelFirstd(keys=key),
         RequireVolumed(key, facts),
         Orientationd(keys=key, axcodes="RAS", labels=None),
     ]
-    if stretched and facts.spacing_mm is not None:
-        steps.append(KeepDtyped(key, StretchToSpacingd(key, facts.spacing_mm)))
-    return steps

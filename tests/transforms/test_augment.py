@@ -11,6 +11,7 @@ from scipy import ndimage
 from medvol.transforms.augment import (
     AugmentRanges,
     apply_augmentation,
+    apply_to_labels,
     draw_augmentation,
     flip_axes_for,
     sampling_grid,
@@ -159,3 +160,60 @@ def test_left_and_right_are_mirrored_only_where_the_study_says_it_does_not_matte
 def test_an_axis_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="flip_axes"):
         AugmentRanges(flip_axes=(3,))
+
+
+def test_a_mask_moves_with_its_image():
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.zeros(4, 1, 12, 13, 14, dtype=torch.uint8)
+    mask[:, 0, 3:7, 4:9, 5:9] = 1
+    mask[:, 0, 8:10, 9:12, 2:6] = 2
+    ranges = AugmentRanges(flip_axes=(0, 1, 2), rotate_deg=30, scale=0.2, affine_probability=1, intensity_probability=0)
+    draw = draw_augmentation(mask.shape, ranges, (12.0, 13.0, 14.0), generator)
+    moved = apply_to_labels(mask, draw)
+    assert moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) <= {0, 1, 2}
+    for label in (1, 2):
+        image = apply_augmentation((mask == label).float(), draw)
+        certain = (image < 0.05) | (image > 0.95)  # where interpolation leaves no doubt, both must agree
+        assert torch.equal((moved == label)[certain], (image > 0.5)[certain])
+
+
+def test_paired_structures_are_exchanged_exactly_where_left_and_right_are_mirrored():
+    mask = torch.zeros(64, 1, 6, 5, 4, dtype=torch.uint8)
+    mask[:, :, 4:], mask[:, :, :2] = 1, 2  # 1 is the right one, 2 the left one, in RAS order
+    ranges = AugmentRanges(flip_axes=(0, 1), shift=0.0, affine_probability=0, intensity_probability=0)
+    draw = draw_augmentation(mask.shape, ranges, (6.0, 5.0, 4.0), torch.Generator().manual_seed(0))
+    assert 0 < draw.mirrored.sum() < 64
+    # A mirrored right kidney lies on the left and is a left kidney: the mask as a whole stays as it was.
+    assert torch.equal(apply_to_labels(mask, draw, [(1, 2)]), mask)
+    without = apply_to_labels(mask, draw)
+    assert torch.equal(without[draw.mirrored], mask[draw.mirrored].flip(2))
+
+
+def test_gamma_keeps_the_range_of_a_volume_and_bends_its_middle():
+    batch = torch.linspace(-1, 3, 5 * 6 * 7).reshape(1, 1, 5, 6, 7).expand(16, -1, -1, -1, -1).contiguous()
+    ranges = AugmentRanges(
+        shift=0, contrast=0, brightness=0, noise=0, gamma=0.5, affine_probability=0, intensity_probability=1
+    )
+    draw = draw_augmentation(batch.shape, ranges, (5.0, 6.0, 7.0), torch.Generator().manual_seed(0))
+    bent = apply_augmentation(batch, draw)
+    assert (1 / 1.5 <= draw.gamma).all()
+    assert (draw.gamma <= 1.5).all()
+    torch.testing.assert_close(bent.amin(dim=(1, 2, 3, 4)), torch.full((16,), -1.0))
+    torch.testing.assert_close(bent.amax(dim=(1, 2, 3, 4)), torch.full((16,), 3.0))
+    expected = ((batch + 1) / 4) ** draw.gamma.view(-1, 1, 1, 1, 1) * 4 - 1
+    torch.testing.assert_close(bent, expected, atol=1e-5, rtol=0)
+
+
+def test_blur_is_a_gaussian_of_the_drawn_width():
+    batch = torch.rand(8, 2, 9, 10, 11, generator=torch.Generator().manual_seed(1))
+    ranges = AugmentRanges(
+        shift=0, contrast=0, brightness=0, noise=0, blur=1.5, affine_probability=0, intensity_probability=1
+    )
+    draw = draw_augmentation(batch.shape, ranges, (9.0, 10.0, 11.0), torch.Generator().manual_seed(2))
+    blurred = apply_augmentation(batch, draw)
+    for image, expected, width in zip(blurred, batch, draw.blur_sd.tolist(), strict=True):
+        for one, other in zip(image, expected, strict=True):
+            radius = int(np.ceil(3 * width))
+            truth = ndimage.gaussian_filter(other.numpy(), width, mode="nearest", radius=radius)
+            np.testing.assert_allclose(one.numpy(), truth, atol=1e-5)
