@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from medvol.data.study import Study
+from medvol.data.study import Case, Study
 from medvol.errors import MedvolError, require_choice
 from medvol.geometry import Volume
 from medvol.io import read_volume
@@ -91,7 +91,7 @@ def _frozen(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Sampled:
+class Sampled:
     """What one training volume says: size and spacing along R A S, grey values."""
 
     case: str
@@ -122,7 +122,93 @@ def fit_facts(
         MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `WRONG_DIMS`, or what reading finds.
     """
     require_choice("intensity", intensity, INTENSITY_SCHEMES)
-    sampled = _sample(study)
+    sampled = [
+        measured(case.case, read_3d(case.case, reference))
+        for case in spread(training_cases(study))
+        for reference in case.image
+    ]
+    has_geometry = require_one_kind(sampled)
+    size, spacing = _grid(sampled, spatial_size, spacing_mm)
+    scheme = scheme_of(sampled) if intensity == "auto" else intensity
+    return Facts(
+        classes=study.classes,
+        channels=study.channels,
+        spatial_size=size,
+        spacing_mm=spacing,
+        intensity=scheme,
+        limits=limits_of(sampled, scheme, window_hu),
+        has_geometry=has_geometry,
+        laterality_matters=study.laterality_matters if laterality_matters is None else laterality_matters,
+    )
+
+
+def training_cases(study: Study) -> list[Case]:
+    """Return the cases of the training split, sorted by name.
+
+    Raises:
+        MedvolError: `NO_TRAINING_CASES`.
+    """
+    cases = sorted((case for case in study.cases if case.split == "train"), key=lambda case: case.case)
+    if not cases:
+        raise MedvolError(
+            "NO_TRAINING_CASES",
+            file=study.source,
+            found="no case in the split 'train'",
+            expected="at least one",
+            fix="remove the split column and medvol splits by patient",
+        )
+    return cases
+
+
+def spread(cases: Sequence[Case], most: int = SAMPLE_CASES) -> list[Case]:
+    """Return at most `most` cases, spread evenly from the first to the last."""
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int))
+    return [cases[index] for index in chosen]
+
+
+def read_3d(case: str, reference: str) -> Volume:
+    """Read a volume with three spatial axes.
+
+    Raises:
+        MedvolError: `WRONG_DIMS`, or what reading finds, with the case named.
+    """
+    try:
+        volume = read_volume(reference)
+    except MedvolError as error:
+        raise error.for_case(case) from error
+    if volume.array.ndim - (volume.channel_axis is not None) != 3:
+        raise MedvolError(
+            "WRONG_DIMS",
+            case=case,
+            file=reference,
+            found=f"an array of shape {volume.array.shape}",
+            expected="a volume with three spatial axes",
+            fix="use a 2D bundle for images",
+        )
+    return volume
+
+
+def measured(case: str, volume: Volume) -> Sampled:
+    """Return size, spacing and grey values of a volume with three spatial axes."""
+    spatial = [length for axis, length in enumerate(volume.array.shape) if axis != volume.channel_axis]
+    order = _ras_order(volume)
+    low, high = float(volume.array.min()), float(volume.array.max())
+    return Sampled(
+        case=case,
+        size=tuple(spatial[axis] for axis in order),
+        spacing_mm=tuple(volume.spacing_mm[axis] for axis in order) if volume.has_geometry else None,
+        low=low,
+        high=high,
+        is_8bit=volume.array.dtype == np.uint8 or (low >= 0 and high <= 255 and _whole(volume.array)),
+    )
+
+
+def require_one_kind(sampled: Sequence[Sampled]) -> bool:
+    """Return whether the volumes have a geometry; refuse a study in which only some do.
+
+    Raises:
+        MedvolError: `MIXED_GEOMETRY`.
+    """
     with_geometry = [one for one in sampled if one.spacing_mm is not None]
     if with_geometry and len(with_geometry) != len(sampled):
         bare = next(one for one in sampled if one.spacing_mm is None)
@@ -133,59 +219,7 @@ def fit_facts(
             expected="one kind of volume in a study",
             fix="convert all volumes to NIfTI, or all to npy",
         )
-    size, spacing = _grid(sampled, spatial_size, spacing_mm)
-    scheme = _scheme(sampled) if intensity == "auto" else intensity
-    return Facts(
-        classes=study.classes,
-        channels=study.channels,
-        spatial_size=size,
-        spacing_mm=spacing,
-        intensity=scheme,
-        limits=_limits(sampled, scheme, window_hu),
-        has_geometry=bool(with_geometry),
-        laterality_matters=study.laterality_matters if laterality_matters is None else laterality_matters,
-    )
-
-
-def _sample(study: Study) -> list[_Sampled]:
-    cases = sorted((case for case in study.cases if case.split == "train"), key=lambda case: case.case)
-    if not cases:
-        raise MedvolError(
-            "NO_TRAINING_CASES",
-            file=study.source,
-            found="no case in the split 'train'",
-            expected="at least one",
-            fix="remove the split column and medvol splits by patient",
-        )
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(SAMPLE_CASES, len(cases))).round().astype(int))
-    return [_measure(cases[index].case, reference) for index in chosen for reference in cases[index].image]
-
-
-def _measure(case: str, reference: str) -> _Sampled:
-    try:
-        volume = read_volume(reference)
-    except MedvolError as error:
-        raise error.for_case(case) from error
-    spatial = [length for axis, length in enumerate(volume.array.shape) if axis != volume.channel_axis]
-    if len(spatial) != 3:
-        raise MedvolError(
-            "WRONG_DIMS",
-            case=case,
-            file=reference,
-            found=f"an array of shape {volume.array.shape}",
-            expected="a volume with three spatial axes",
-            fix="use a 2D bundle for images",
-        )
-    order = _ras_order(volume)
-    low, high = float(volume.array.min()), float(volume.array.max())
-    return _Sampled(
-        case=case,
-        size=tuple(spatial[axis] for axis in order),
-        spacing_mm=tuple(volume.spacing_mm[axis] for axis in order) if volume.has_geometry else None,
-        low=low,
-        high=high,
-        is_8bit=volume.array.dtype == np.uint8 or (low >= 0 and high <= 255 and _whole(volume.array)),
-    )
+    return bool(with_geometry)
 
 
 def _whole(array: npt.NDArray[Any]) -> bool:
@@ -201,26 +235,31 @@ def _ras_order(volume: Volume) -> list[int]:
 
 
 def _grid(
-    sampled: Sequence[_Sampled], spatial_size: Sequence[int] | str, spacing_mm: Sequence[float] | str
+    sampled: Sequence[Sampled], spatial_size: Sequence[int] | str, spacing_mm: Sequence[float] | str
 ) -> tuple[Any, Any]:
     """Return the size and spacing that the network is given, each along x y z; no spacing in voxel space."""
-    size = None if isinstance(spatial_size, str) else _triple(spatial_size, int)
-    step = None if isinstance(spacing_mm, str) else _triple(spacing_mm, float)
+    size = None if isinstance(spatial_size, str) else three_of(spatial_size, int)
+    step = None if isinstance(spacing_mm, str) else three_of(spacing_mm, float)
     sizes = np.array([one.size for one in sampled])
     if sampled[0].spacing_mm is None:
-        return size or _triple(np.minimum(np.median(sizes, axis=0), LARGEST_SIZE), int), None
+        return size or three_of(np.minimum(np.median(sizes, axis=0), LARGEST_SIZE), int), None
     spacings = np.array([one.spacing_mm for one in sampled])
     fov_mm = np.percentile(sizes * spacings, 95, axis=0)
     if step is None:
         most = np.array(size or (LARGEST_SIZE,) * 3)
-        step = _triple(np.maximum(np.median(spacings, axis=0), fov_mm / most).round(4), float)
+        step = three_of(np.maximum(np.median(spacings, axis=0), fov_mm / most).round(4), float)
     if size is None:
         # A multiple of 4 keeps both halvings of a small network exact; a rounding residue must not add a voxel.
-        size = _triple(np.minimum(np.ceil(fov_mm / np.array(step) / 4 - 1e-3) * 4, LARGEST_SIZE), int)
+        size = three_of(np.minimum(np.ceil(fov_mm / np.array(step) / 4 - 1e-3) * 4, LARGEST_SIZE), int)
     return size, step
 
 
-def _triple(values: Any, kind: type) -> Any:
+def three_of(values: Any, kind: type) -> Any:
+    """Return three positive numbers of a kind, for x y z; one number stands for three equal ones.
+
+    Raises:
+        MedvolError: `UNKNOWN_OPTION`.
+    """
     numbers = [kind(value) for value in np.atleast_1d(values)]
     if len(numbers) == 1:
         numbers *= 3
@@ -234,13 +273,15 @@ def _triple(values: Any, kind: type) -> Any:
     return tuple(numbers)
 
 
-def _scheme(sampled: Sequence[_Sampled]) -> str:
+def scheme_of(sampled: Sequence[Sampled]) -> str:
+    """Return `scaled`, `ct` or `mr` by the grey values."""
     if all(one.is_8bit or (one.low >= 0 and one.high <= 1) for one in sampled):
         return "scaled"
     return "ct" if np.median([one.low for one in sampled]) < AIR_HU else "mr"
 
 
-def _limits(sampled: Sequence[_Sampled], scheme: str, window_hu: Sequence[float] | None) -> tuple[float, float] | None:
+def limits_of(sampled: Sequence[Sampled], scheme: str, window_hu: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return the grey values that a scheme maps to 0 and 1; None for `mr`."""
     if scheme == "mr":
         return None
     if window_hu is not None or scheme == "ct":

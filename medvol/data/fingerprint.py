@@ -1,0 +1,268 @@
+"""What the training split of a segmentation says: grids, grey values inside the structures, what the masks hold.
+
+Images are sampled as in `medvol.data.facts`; every training mask is read, since a value that one mask alone holds is a
+class as well. Nothing of val or test is opened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from medvol.data.facts import Sampled, measured, read_3d, require_one_kind, spread, training_cases
+from medvol.data.study import Case, Study
+from medvol.data.table import require_images, require_task
+from medvol.errors import MedvolError
+from medvol.geometry import Volume
+
+Array = npt.NDArray[Any]
+
+PERCENT = (0.5, 50.0, 99.5)  # nnU-Net's limits of a CT window, and the median for the reader
+FOREGROUND_VOXELS = 10_000  # per case, as nnU-Net takes them: large structures and cases do not outweigh the others
+WHOLE_VOXELS = 2**20
+MOST_VALUES = 255  # class indices are kept in 8 bits
+
+
+@dataclass(frozen=True)
+class SampledCase:
+    """What one training image says.
+
+    Args:
+        volumes: Size, spacing and range of each channel.
+        whole: The `PERCENT` percentiles of all grey values.
+        foreground: The same inside the structures; None where the mask is empty or on another grid.
+    """
+
+    volumes: tuple[Sampled, ...]
+    whole: tuple[float, ...]
+    foreground: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """How often the training masks hold a value.
+
+    Args:
+        value: The mask value.
+        voxels: In all masks together.
+        cases: Masks that hold it.
+        volume_ml: In all masks together, millilitres; None without a geometry.
+    """
+
+    value: int
+    voxels: int
+    cases: int
+    volume_ml: float | None
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The training split as the planner sees it.
+
+    Args:
+        training_cases: How many cases train.
+        sampled: The images that were looked at.
+        foreground: The `PERCENT` percentiles of grey values inside the structures, pooled over the sampled cases;
+            None where no sampled mask lies on its image.
+        labels: The values of all training masks, ascending.
+        has_geometry: Whether the volumes carry an affine.
+        notes: What was left out, one sentence each.
+    """
+
+    training_cases: int
+    sampled: tuple[SampledCase, ...]
+    foreground: tuple[float, ...] | None
+    labels: tuple[LabelFacts, ...]
+    has_geometry: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def volumes(self) -> list[Sampled]:
+        """Every sampled volume, channel after channel."""
+        return [volume for one in self.sampled for volume in one.volumes]
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Voxels along R A S, (case, 3)."""
+        return np.array([one.volumes[0].size for one in self.sampled])
+
+    @property
+    def spacings_mm(self) -> npt.NDArray[np.float64]:
+        """Millimetres per voxel along R A S, (case, 3); only with a geometry."""
+        return np.array([one.volumes[0].spacing_mm for one in self.sampled])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint:
+    """Read the training split of a segmentation study once.
+
+    Args:
+        study: A segmentation study with a training split.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        MedvolError: `WRONG_KIND`, `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `WRONG_DIMS`, `WRONG_CHANNELS`, `BAD_LABEL`
+            for masks without whole numbers from 0 on, with more than 255 values or without any structure, or what
+            reading finds, with the case named.
+    """
+    require_task(study, "segmentation")
+    require_images(study)
+    cases = [case for case in training_cases(study) if case.label is not None]
+    chosen = {case.case for case in spread(cases)}
+    counts: Counter[int] = Counter()
+    holding: Counter[int] = Counter()
+    volumes_ml: Counter[int] = Counter()
+    sampled, pooled = [], []
+    for case in tqdm(cases, desc="Reading the training split", unit="case", disable=not show_progress):
+        mask = _read_mask(case)
+        found = value_counts(mask.array, case=case.case)
+        counts.update(found)
+        holding.update(found.keys())
+        voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
+        volumes_ml.update({value: number * voxel_ml for value, number in found.items()})  # type: ignore[dict-item]
+        _require_few(counts, case.case)
+        if case.case in chosen:
+            one, inside = _sample(case, mask)
+            sampled.append(one)
+            pooled.append(inside)
+    has_geometry = require_one_kind([volume for one in sampled for volume in one.volumes])
+    _require_structure(counts, study)
+    inside = np.concatenate(pooled)
+    return Fingerprint(
+        training_cases=len(cases),
+        sampled=tuple(sampled),
+        foreground=_percentiles(inside) if len(inside) else None,
+        labels=tuple(
+            LabelFacts(value, counts[value], holding[value], float(volumes_ml[value]) if has_geometry else None)
+            for value in sorted(counts)
+        ),
+        has_geometry=has_geometry,
+        notes=tuple(_notes(sampled)),
+    )
+
+
+def value_counts(mask: Array, *, case: str) -> dict[int, int]:
+    """Return how often a mask holds each of its values.
+
+    Args:
+        mask: Any shape; whole numbers from 0 on, whatever the type.
+        case: For the message.
+
+    Raises:
+        MedvolError: `BAD_LABEL`.
+    """
+    counts: Counter[int] = Counter()
+    for slab in _slabs(mask):
+        if slab.dtype.kind == "f" and not np.equal(np.mod(slab, 1), 0).all():  # NaN and infinity are unequal as well
+            odd = slab[~np.equal(np.mod(slab, 1), 0)]
+            raise _bad_mask(case, f"a mask with the value {odd.flat[0]:g}")
+        low, high = int(slab.min()), int(slab.max())
+        if low < 0:
+            raise _bad_mask(case, f"a mask with the value {low}")
+        if high < 2**16:
+            number = np.bincount(slab.astype(np.intp).ravel(order="K"))
+            values = np.flatnonzero(number)
+            counts.update(dict(zip(values.tolist(), number[values].tolist(), strict=True)))
+        else:
+            values, number = np.unique(slab, return_counts=True)
+            counts.update({int(value): int(count) for value, count in zip(values, number, strict=True)})
+    return dict(counts)
+
+
+def _slabs(array: Array) -> Iterator[Array]:
+    """Yield slices of a volume that are contiguous in memory: whole volumes would be copied several times over."""
+    if not array.ndim:
+        yield array
+        return
+    yield from np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
+
+
+def _read_mask(case: Case) -> Volume:
+    mask = read_3d(case.case, str(case.label))
+    if mask.channel_axis is not None and mask.array.shape[mask.channel_axis] != 1:
+        raise MedvolError(
+            "WRONG_CHANNELS",
+            case=case.case,
+            file=str(case.label),
+            found=f"a mask of shape {mask.array.shape}",
+            expected="one label map, three axes",
+            fix="merge the structures into one file with a value each",
+        )
+    return mask
+
+
+def _sample(case: Case, mask: Volume) -> tuple[SampledCase, Array]:
+    """Return what the images of a case say, and up to `FOREGROUND_VOXELS` grey values inside its structures."""
+    volumes, wholes, insides = [], [], []
+    inside = _in_ras_order(mask)[0] > 0
+    for reference in case.image:
+        image = read_3d(case.case, reference)
+        volumes.append(measured(case.case, image))
+        for channel in _in_ras_order(image):
+            values = channel.ravel(order="K")
+            wholes.append(values[:: max(1, len(values) // WHOLE_VOXELS)])
+            if channel.shape == inside.shape:
+                insides.append(_thinned(channel[inside], FOREGROUND_VOXELS))
+    pooled = np.concatenate([np.zeros(0), *insides])
+    foreground = _percentiles(pooled) if len(pooled) else None
+    return SampledCase(tuple(volumes), _percentiles(np.concatenate(wholes)), foreground), pooled
+
+
+def _thinned(values: Array, most: int) -> Array:
+    return values[:: -(-len(values) // most)] if len(values) else values
+
+
+def _in_ras_order(volume: Volume) -> list[Array]:
+    """Return each channel with its axes along R, A and S, as the training chain sees it."""
+    array = volume.array
+    channels = [array] if volume.channel_axis is None else list(np.moveaxis(array, volume.channel_axis, 0))
+    if not volume.has_geometry:
+        return channels
+    orientation = nib.orientations.io_orientation(volume.affine)
+    return [nib.orientations.apply_orientation(channel, orientation) for channel in channels]
+
+
+def _percentiles(values: Array) -> tuple[float, ...]:
+    return tuple(float(value) for value in np.percentile(values.astype(np.float64), PERCENT))
+
+
+def _require_few(counts: Counter[int], case: str) -> None:
+    if len(counts) > MOST_VALUES:
+        raise _bad_mask(case, f"{len(counts)} distinct values in the masks up to this one", "is it an image?")
+
+
+def _require_structure(counts: Counter[int], study: Study) -> None:
+    if not any(counts.keys() - {0}):
+        raise MedvolError(
+            "BAD_LABEL",
+            file=study.source,
+            found="training masks that hold nothing but 0",
+            expected="a structure in at least one of them",
+            fix="check the label column",
+        )
+
+
+def _notes(sampled: Sequence[SampledCase]) -> Iterator[str]:
+    without = sum(one.foreground is None for one in sampled)
+    if without:
+        yield f"{without} of {len(sampled)} sampled masks are empty or on another grid: no grey values taken inside"
+
+
+def _bad_mask(case: str, found: str, fix: str = "") -> MedvolError:
+    return MedvolError(
+        "BAD_LABEL",
+        case=case,
+        found=found,
+        expected=f"whole numbers from 0 on, at most {MOST_VALUES} of them",
+        fix=fix or "correct the mask, or the label column",
+    )
