@@ -129,7 +129,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
         counts.update(found)
         holding.update(found.keys())
         voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
-        volumes_ml.update({value: number * voxel_ml for value, number in found.items()})  # type: ignore[dict-item]
+        volumes_ml.update({value: number * voxel_ml for value, number in found.items()})
         _require_few(counts, case.case)
         if case.case in chosen:
             one, inside = _sample(case, mask)

@@ -1,0 +1,258 @@
+"""Before the first step: does the network take this shape, and does a training step fit into memory?
+
+Both are answered by running the step on torch's meta device, where tensors have a shape and no numbers. Every tensor
+that an operator returns is counted from its creation until it is freed, through forward, loss and backward, so that
+what is kept for the gradient, what works in place and what a network does outside of its modules are counted as they
+are. Rejected: forward hooks on modules, which see neither functional calls nor what backward needs on top.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from medvol.errors import MedvolError, find_refusal
+
+GIB = 2**30
+PROCESS_GB = 0.6  # Python with torch, MONAI and SimpleITK, before the first volume: 0.46 GiB measured
+WORKSPACE = 1.3  # what convolutions reorder on the side, and blocks that malloc cannot reuse: 1.15 to 1.37 measured
+LARGEST_MULTIPLE = 64
+
+_GROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Limit and use of this process' control group, in the second and first version of Linux's interface."""
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a step takes, in GiB.
+
+    Args:
+        weights_gb: Parameters and buffers of the network.
+        state_gb: While training: the two moments of AdamW and the averaged copy.
+        tensors_gb: Most that all other tensors hold at one time, gradients and workspace included.
+        process_gb: What Python and its libraries take.
+    """
+
+    weights_gb: float
+    state_gb: float
+    tensors_gb: float
+    process_gb: float = PROCESS_GB
+
+    @property
+    def total_gb(self) -> float:
+        """Resident memory of the process at its peak, without cached volumes."""
+        return self.weights_gb + self.state_gb + self.tensors_gb + self.process_gb
+
+
+def predict_memory(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    batch_size: int,
+    *,
+    training: bool = True,
+    loss: Loss | None = None,
+    dtype_bytes: int = 4,
+) -> MemoryEstimate:
+    """Return the memory that a step will take, without taking it.
+
+    Peak resident memory of two training steps of the residual U-Net (width 16, 3 classes, Dice and cross-entropy,
+    AdamW, averaged copy, freed memory kept as training keeps it) in a process of its own, in GiB:
+
+    MEASURED_TABLE
+
+    Args:
+        network: Any network on any device; a copy is run on the meta device.
+        input_shape: Channel and spatial size of one volume, (channel, x, y, z).
+        batch_size: Volumes per step.
+        training: Whether gradients and an optimiser are needed; else one forward pass is counted.
+        loss: Takes logits, or the list of them that a network with deep supervision returns, and labels
+            (n, 1, x, y, z); None sums the logits.
+        dtype_bytes: 4, or 2 for bfloat16.
+
+    Raises:
+        MedvolError: `BAD_PATCH_SIZE` when the network does not take the shape.
+    """
+    weights = sum(one.nbytes for one in (*network.parameters(), *network.buffers()))
+    # Gradients appear in the run and are counted there.
+    state = 3 * weights if training else 0
+    peak = _peak_bytes(network, (batch_size, *input_shape), training=training, loss=loss, half=dtype_bytes == 2)
+    return MemoryEstimate(weights / GIB, state / GIB, WORKSPACE * peak / GIB)
+
+
+def require_fits(predicted_gb: float, available_gb: float, *, spatial_size: Sequence[int], batch_size: int) -> None:
+    """Refuse a step that does not fit into memory.
+
+    Raises:
+        MedvolError: `TOO_LARGE` with the predicted and the available GiB.
+    """
+    if predicted_gb > available_gb:
+        patch = " x ".join(map(str, spatial_size))
+        raise MedvolError(
+            "TOO_LARGE",
+            found=f"a step on {batch_size} patches of {patch} voxels would take {predicted_gb:.1f} GB",
+            expected=f"at most {available_gb:.1f} GB",
+            fix="pass a smaller --spatial_size or --batch_size, or a larger --memory_gb",
+        )
+
+
+def require_shape(network: nn.Module, in_channels: int, spatial_size: Sequence[int]) -> None:
+    """Refuse a spatial size that the network cannot be trained on, with the nearest one that it can.
+
+    Raises:
+        MedvolError: `BAD_PATCH_SIZE`, `INPUT_TOO_SMALL`, or what the network itself names.
+    """
+    try:
+        _run(network, (1, in_channels, *spatial_size))
+    except MedvolError:
+        raise
+    except Exception as error:  # a network may fail in any way on a size that it was not made for
+        refusal = find_refusal(error)
+        if refusal is not None:
+            raise refusal from error
+        raise MedvolError(
+            "BAD_PATCH_SIZE",
+            found=f"patches of {' x '.join(map(str, spatial_size))} voxels ({type(error).__name__})",
+            expected="a size that the network's pooling divides",
+            fix=_better(network, in_channels, spatial_size),
+            details=[str(error)],
+        ) from error
+
+
+def patch_multiple(network: nn.Module, in_channels: int) -> tuple[int, int, int]:
+    """Return the multiple that a patch must be of along x, y, z.
+
+    MONAI's SegResNetDS says it by `shape_factor()`; of other networks the smallest power of two is taken whose fifth
+    multiple they run on and return in full.
+
+    Raises:
+        MedvolError: `BAD_PATCH_SIZE` when no multiple up to 64 runs.
+    """
+    stated = getattr(network, "shape_factor", None)
+    if callable(stated):
+        first, second, third = (int(one) for one in stated())
+        return first, second, third
+    multiple = 1
+    while multiple <= LARGEST_MULTIPLE:
+        if _runs(network, in_channels, [5 * multiple] * 3):  # odd, so that a larger multiple is not met by chance
+            return multiple, multiple, multiple
+        multiple *= 2
+    raise MedvolError(
+        "BAD_PATCH_SIZE",
+        found=f"a {type(network).__name__} that runs on no cube of 5 to {5 * LARGEST_MULTIPLE} voxels",
+        expected="a network from volumes to logits of the same size",
+        fix="check make_network",
+    )
+
+
+def available_memory_gb(device: torch.device | None = None) -> float:
+    """Return the memory that this process may still take, in GiB.
+
+    Args:
+        device: A CUDA device for its free memory; else the machine's, or its control group's if that is less.
+    """
+    if device is not None and device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0]) / GIB
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # page cache counts as free there, which AVPHYS does not say
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free = int(lines.get("MemAvailable", f"{free // 1024} kB").split()[0]) * 1024
+    for limit, used in _GROUP_FILES:
+        try:
+            left = int(Path(limit).read_text()) - int(Path(used).read_text())
+        except (OSError, ValueError):  # no such group, or no limit: "max"
+            continue
+        free = min(free, max(0, left))
+    return free / GIB
+
+
+def _peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool, loss: Loss | None, half: bool) -> int:
+    with _LiveBytes() as live:
+        outputs = _run(network, shape, training=training, half=half)
+        if training:
+            _total(outputs, shape, loss).backward()
+    return live.peak
+
+
+def _run(network: nn.Module, shape: Sequence[int], *, training: bool = True, half: bool = False) -> Any:
+    """Return what the network makes of a batch, both on the meta device."""
+    dtype = torch.bfloat16 if half else torch.float32
+    twin = copy.deepcopy(network).to("meta", dtype).train(training)
+    with torch.set_grad_enabled(training):
+        return twin(torch.empty(tuple(shape), device="meta", dtype=dtype))
+
+
+def _total(outputs: Any, shape: Sequence[int], loss: Loss | None) -> Tensor:
+    several = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    if loss is None:
+        return torch.stack([one.float().sum() for one in several]).sum()
+    return loss(several, torch.empty((shape[0], 1, *shape[2:]), device="meta", dtype=torch.uint8))
+
+
+def _runs(network: nn.Module, in_channels: int, size: Sequence[int]) -> bool:
+    try:
+        outputs = _run(network, (1, in_channels, *size))
+    except Exception:  # a network may fail in any way on a size that it was not made for
+        return False
+    finest = outputs if isinstance(outputs, Tensor) else outputs[0]
+    return tuple(finest.shape[2:]) == tuple(size)
+
+
+def _better(network: nn.Module, in_channels: int, spatial_size: Sequence[int]) -> str:
+    """Return advice: the smallest size from the given one on that runs."""
+    multiple = 2
+    while multiple <= LARGEST_MULTIPLE:
+        size = [-(-length // multiple) * multiple for length in spatial_size]
+        if _runs(network, in_channels, size):
+            return f"pass --spatial_size '{size}', multiples of {multiple}"
+        multiple *= 2
+    return "see the network's documentation"
+
+
+@final
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators made and that are still referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operator and count what it made; views and in-place results are known already."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
