@@ -74,8 +74,8 @@ class RuntimeInferer(Inferer):
         self.runtime = runtime
         self.mirror_axes = tuple(mirror_axes)
 
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Return `network(inputs)`, float32, averaged over the mirror images."""
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return `network(inputs)`, float32, averaged over the mirror images; a list where the network returns one."""
         outputs = [
             self._run(inputs.flip([axis + 2 for axis in axes]) if axes else inputs, network, *args, **kwargs)
             for count in range(len(self.mirror_axes) + 1)
@@ -83,14 +83,15 @@ class RuntimeInferer(Inferer):
         ]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
 
-    def _run(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def _run(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         if self.runtime is None:
             return network(inputs, *args, **kwargs)
         if inputs.dim() == 5:
             inputs = inputs.to(memory_format=self.runtime.memory_format)
         with torch.autocast(self.runtime.device_type, torch.bfloat16, enabled=self.runtime.dtype == "bfloat16"):
             outputs = network(inputs, *args, **kwargs)
-        return outputs.float()
+        # With deep supervision a network in training mode returns one tensor per resolution.
+        return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
 
 
 def choose_runtime(
