@@ -20,21 +20,30 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette, told apart by colour-blind readers."""
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # The object interface needs no display and leaves no figure behind in pyplot's list.
+def blank_figure(width: float, height: float) -> Any:
+    """Return a figure without axes, sizes in inches.
+
+    The object interface needs no display and leaves no figure behind in pyplot's list.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
     image = BytesIO()
     figure.savefig(image, format="png", dpi=120)
     write_atomically(path, lambda stream: stream.write(image.getvalue()))
     return path
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    figure = blank_figure(width, height)
+    return figure, figure.add_subplot()
 
 
 def draw_confusion(path: Path, labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Path:
@@ -55,7 +64,7 @@ def draw_confusion(path: Path, labels: Labels, probabilities: Probabilities, cla
             text = f"{counts[row, column]}\n{shares[row, column]:.0%}"
             axes.text(column, row, text, ha="center", va="center", color=colour)
     axes.set_title(f"Confusion matrix, {len(labels)} cases")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_roc(path: Path, labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Path:
@@ -76,7 +85,7 @@ def draw_roc(path: Path, labels: Labels, probabilities: Probabilities, classes: 
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(0, 1), ylim=(0, 1.01))
     axes.legend(loc="lower right")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_reliability(path: Path, labels: Labels, probabilities: Probabilities) -> Path:
@@ -90,7 +99,7 @@ def draw_reliability(path: Path, labels: Labels, probabilities: Probabilities) -
     axes.plot(bins.confidence[filled], bins.accuracy[filled], color=COLOURS[0], label="model")
     axes.set(xlabel="confidence", ylabel="share that is right", title="Reliability", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(loc="upper left")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_training(path: Path, history: Sequence[Mapping[str, float]], metric: str = "auc") -> Path:
@@ -118,4 +127,4 @@ def draw_training(path: Path, history: Sequence[Mapping[str, float]], metric: st
     draw(other, metric, f"validation {metric}", COLOURS[2])
     other.set(ylabel=metric, ylim=(0.4 if metric == "auc" else 0.0, 1.0))
     figure.legend(loc="outside lower center", ncols=3)
-    return _save(figure, path)
+    return save_figure(figure, path)
