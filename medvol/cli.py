@@ -17,6 +17,7 @@ EPILOG = """examples:
   medvol table my_study.csv -o cases.csv      check a study, split it by patient, write its case table
   medvol table adrenalmnist3d.npz -o cases.csv
   medvol cohort demo_cohort                   make a synthetic study with a known difficulty
+  medvol plan cases.csv -b B                  plan a segmentation: spacing, patch, batch, with reasons and memory
 
 train, evaluate and predict with MONAI's own command:
   python -m monai.bundle run --bundle_root B --config_file B/configs/train.json --dataset_dir D --output_dir O
@@ -60,7 +61,25 @@ def _parser() -> argparse.ArgumentParser:
     cohort.add_argument("--layout", default="nifti", help="nifti, npy, stacked, png, csv or dicom")
     cohort.add_argument("--seed", type=int, default=0)
     cohort.set_defaults(run=_make_cohort)
+
+    _add_plan(commands.add_parser("plan", help="plan the training of a segmentation from its training split"))
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("dataset", help="any study that `medvol table` reads, with masks")
+    plan.add_argument("-b", "--bundle", type=Path, required=True, help="folder of a segmentation bundle")
+    plan.add_argument("-o", "--output", type=Path, help="JSON file to write; default: configs/plan.json of the bundle")
+    plan.add_argument(
+        "--memory-gb", type=float, help="budget of the training process; default: 8, or half of what is free"
+    )
+    plan.add_argument("--minutes", type=float, help="budget of the whole training")
+    plan.add_argument("--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"))
+    plan.add_argument("--patch-size", type=int, nargs=3, metavar=("X", "Y", "Z"))
+    plan.add_argument("--batch-size", type=int)
+    plan.add_argument("--window-hu", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    plan.add_argument("--structures", nargs="+", default=(), help="names, in the order of their mask values")
+    plan.set_defaults(run=_plan)
 
 
 def _write_table(options: argparse.Namespace) -> None:
@@ -85,6 +104,31 @@ def _make_cohort(options: argparse.Namespace) -> None:
 
     make = classification_cohort if options.task == "classification" else segmentation_cohort
     print(make(options.folder, seed=options.seed, layout=options.layout))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from medvol.bundle.plan_file import PLAN_FILE, plan_bundle, plan_rows, write_plan
+    from medvol.training.plan import PlanOptions
+
+    stated = PlanOptions(
+        spatial_size=options.patch_size or "auto",
+        spacing_mm=options.spacing_mm or "auto",
+        batch_size="auto" if options.batch_size is None else options.batch_size,
+        window_hu=options.window_hu,
+        structures=options.structures,
+        memory_gb="auto" if options.memory_gb is None else options.memory_gb,
+        minutes=options.minutes,
+        measure_time=True,
+    )
+    plan = plan_bundle(options.bundle, options.dataset, stated)
+    file = options.output or options.bundle / "configs" / PLAN_FILE
+    write_plan(plan, file, stated)
+    for name, value, reason in plan_rows(plan):
+        print(f"{name:<18}{value:<18}{reason}")
+    for note in plan.notes:
+        print(f"note: {note}")
+    train = options.bundle / "configs" / "train.json"
+    print(f"written to {file}; train with --config_file \"['{train}','{file}']\"")
 
 
 if __name__ == "__main__":

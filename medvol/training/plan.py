@@ -37,7 +37,8 @@ from medvol.training.preflight import PROCESS_GB, available_memory_gb, require_f
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.5  # of what is free: cached volumes, validation and other programs want the rest
+MEMORY_GB = 8.0  # when none is stated, nnU-Net's own target; the same plan on every machine that has twice as much
+MEMORY_SHARE = 0.5  # of what is free, where that is less: cached volumes, validation and other programs want the rest
 MOST_VOXELS = {"cpu": 96**3, "cuda": 128**3}  # of a patch when no time is given; beyond, a step takes many seconds
 FEWEST_PATCHES = 200  # per epoch, so that an epoch means about the same in a small study
 
@@ -82,7 +83,7 @@ class Plan:
         """Return the plan as options of a bundle; MONAI ignores the reasons under `_desc_`."""
         facts = self.facts
         return {
-            "_desc_": {name: self.reasons[name] for name in self.reasons},
+            "_desc_": dict(self.reasons),
             "spatial_size": list(facts.spatial_size),
             "spacing_mm": "auto" if facts.spacing_mm is None else list(facts.spacing_mm),
             "intensity": facts.intensity,
@@ -153,8 +154,8 @@ def plan_segmentation(  # noqa: PLR0913 - one keyword per number that a user may
         window_hu: Lowest and highest HU of a `ct` scheme.
         laterality_matters: Whether mirroring could change a structure's name; None for what the study says.
         structures: Names of the structures, in the order of their mask values or by value.
-        memory_gb: Budget of the training process; `auto` for half of what is free.
-        minutes: Budget of the whole training; a step is then measured, and patches shrink until 1000 steps fit.
+        memory_gb: Budget of the training process; `auto` for 8, or half of what is free if that is less.
+        minutes: Budget of the whole training; a step is then measured, and patches shrink until 500 steps fit.
         max_epochs: `auto` for 4000 steps, or what fits into the minutes.
         patches_per_epoch: `auto` for one per case, at least 200.
         measure_time: Measure a step although no minutes are given, to predict the time.
@@ -179,12 +180,19 @@ def plan_segmentation(  # noqa: PLR0913 - one keyword per number that a user may
         measure_time=measure_time,
         show_progress=show_progress,
     )
-    plan = make_plan(study, take_fingerprint(study, show_progress=show_progress), make_network, options)
+    plan = make_segmentation_plan(study, make_network, options)
     for note in plan.notes:
         logger.warning("%s", note)
+    values = {**plan.options(), "memory": f"{plan.predicted_memory_gb:.1f} GB"}
     for name, reason in plan.reasons.items():
-        logger.info("Plan: %s: %s", name, reason)
+        logger.info("Plan: %s %s: %s", name, values.get(name, ""), reason)
     return plan
+
+
+def make_segmentation_plan(study: Study, make_network: MakeNetwork, options: PlanOptions) -> Plan:
+    """Return the plan of `plan_segmentation`, without a word in the log."""
+    fingerprint = take_fingerprint(study, show_progress=options.show_progress)
+    return make_plan(study, fingerprint, make_network, options)
 
 
 def make_plan(study: Study, fingerprint: Fingerprint, make_network: MakeNetwork, options: PlanOptions) -> Plan:
@@ -234,7 +242,9 @@ def _fit(problem: Problem, fingerprint: Fingerprint, options: PlanOptions) -> tu
     median = np.ceil(np.median(sizes, axis=0)).astype(int).tolist()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free_gb = available_memory_gb(device) + PROCESS_GB
-    budget_gb = MEMORY_SHARE * free_gb if isinstance(options.memory_gb, str) else float(options.memory_gb)
+    budget_gb = min(MEMORY_GB, MEMORY_SHARE * free_gb)
+    if not isinstance(options.memory_gb, str):
+        budget_gb = float(options.memory_gb)
     keep_size, keep_batch = not isinstance(options.spatial_size, str), not isinstance(options.batch_size, str)
     batch_size = int(options.batch_size) if keep_batch else SMALLEST_BATCH
     most = math.inf if options.minutes else MOST_VOXELS[device.type]
@@ -245,7 +255,7 @@ def _fit(problem: Problem, fingerprint: Fingerprint, options: PlanOptions) -> tu
     if not keep_batch:
         total_voxels = float(np.prod(median)) * fingerprint.training_cases
         fit = largest_batch(problem, fit, total_voxels=total_voxels, memory_gb=budget_gb)
-    # Stated sizes may use all that is free; what is chosen here leaves half of it.
+    # Sizes that are stated may use all that is free.
     limit_gb = free_gb if isinstance(options.memory_gb, str) else budget_gb
     require_fits(fit.memory.total_gb, limit_gb, spatial_size=fit.size, batch_size=fit.batch_size)
     seconds = None

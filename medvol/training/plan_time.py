@@ -15,10 +15,11 @@ from medvol.training.budget import SMALLEST_BATCH, Fit, Problem, largest_fit, wi
 from medvol.training.losses import DeepDiceCeLoss
 
 STEPS = 4000  # of the optimiser when nothing is stated; nnU-Net takes 250,000
-FEWEST_STEPS = 1000  # below that, batch and patch are made smaller instead
+FEWEST_STEPS = 500  # below that, batch and patch are made smaller instead
 MOST_STEPS = 40_000
 TRAINING_SHARE = 0.8  # of the time; the rest goes into reading, validation and the report
-MEASUREMENTS = 4
+MEASUREMENTS = 5
+LEAST_SHARE = 0.5  # of its voxels that a patch keeps from one measurement to the next: a step's time is not linear
 
 
 def steps_in(minutes: float, seconds: float) -> int:
@@ -34,7 +35,7 @@ def minutes_of(steps: int, seconds: float) -> float:
 def fit_to_minutes(
     problem: Problem, fit: Fit, minutes: float, device: torch.device, *, keep_batch: bool, keep_size: bool
 ) -> tuple[Fit, float]:
-    """Return the fit made small enough for 1000 steps, the batch first, and the seconds of its step.
+    """Return the fit made small enough for 500 steps, the batch first, and the seconds of its step.
 
     Args:
         problem: What patches are fitted to.
@@ -46,7 +47,7 @@ def fit_to_minutes(
     """
     seconds = seconds_per_step(problem, fit, device)
     for _ in range(MEASUREMENTS - 1):
-        share = steps_in(minutes, seconds) / FEWEST_STEPS
+        share = max(LEAST_SHARE, steps_in(minutes, seconds) / FEWEST_STEPS)
         if share >= 1:
             break
         if not keep_batch and fit.batch_size > SMALLEST_BATCH:

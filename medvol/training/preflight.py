@@ -136,8 +136,8 @@ def require_shape(network: nn.Module, in_channels: int, spatial_size: Sequence[i
 def patch_multiple(network: nn.Module, in_channels: int) -> tuple[int, int, int]:
     """Return the multiple that a patch must be of along x, y, z.
 
-    MONAI's SegResNetDS says it by `shape_factor()`; of other networks the smallest power of two is taken whose fifth
-    multiple they run on and return in full.
+    MONAI's SegResNetDS says it by `shape_factor()`; of other networks the smallest power of two is taken whose third
+    multiple they run on and return in full: an odd one, so that no larger multiple is met by chance.
 
     Raises:
         MedvolError: `BAD_PATCH_SIZE` when no multiple up to 64 runs.
@@ -146,16 +146,18 @@ def patch_multiple(network: nn.Module, in_channels: int) -> tuple[int, int, int]
     if callable(stated):
         first, second, third = (int(one) for one in stated())
         return first, second, third
-    multiple = 1
+    multiple, failure = 1, ""
     while multiple <= LARGEST_MULTIPLE:
-        if _runs(network, in_channels, [5 * multiple] * 3):  # odd, so that a larger multiple is not met by chance
+        failure = _failure(network, in_channels, [3 * multiple] * 3)
+        if not failure:
             return multiple, multiple, multiple
         multiple *= 2
     raise MedvolError(
         "BAD_PATCH_SIZE",
-        found=f"a {type(network).__name__} that runs on no cube of 5 to {5 * LARGEST_MULTIPLE} voxels",
-        expected="a network from volumes to logits of the same size",
+        found=f"a {type(network).__name__} that runs on no cube of 3 to {3 * LARGEST_MULTIPLE} voxels",
+        expected="a network from volumes to logits of the same size, able to run on torch's meta device",
         fix="check make_network",
+        details=[failure],
     )
 
 
@@ -204,13 +206,14 @@ def _total(outputs: Any, shape: Sequence[int], loss: Loss | None) -> Tensor:
     return loss(several, torch.empty((shape[0], 1, *shape[2:]), device="meta", dtype=torch.uint8))
 
 
-def _runs(network: nn.Module, in_channels: int, size: Sequence[int]) -> bool:
+def _failure(network: nn.Module, in_channels: int, size: Sequence[int]) -> str:
+    """Return why a network gives no logits of a size, or an empty string when it does."""
     try:
         outputs = _run(network, (1, in_channels, *size))
-    except Exception:  # a network may fail in any way on a size that it was not made for
-        return False
+    except Exception as error:  # a network may fail in any way on a size that it was not made for
+        return f"{type(error).__name__}: {error}"
     finest = outputs if isinstance(outputs, Tensor) else outputs[0]
-    return tuple(finest.shape[2:]) == tuple(size)
+    return "" if tuple(finest.shape[2:]) == tuple(size) else f"its output has the shape {tuple(finest.shape)}"
 
 
 def _better(network: nn.Module, in_channels: int, spatial_size: Sequence[int]) -> str:
@@ -218,7 +221,7 @@ def _better(network: nn.Module, in_channels: int, spatial_size: Sequence[int]) -
     multiple = 2
     while multiple <= LARGEST_MULTIPLE:
         size = [-(-length // multiple) * multiple for length in spatial_size]
-        if _runs(network, in_channels, size):
+        if not _failure(network, in_channels, size):
             return f"pass --spatial_size '{size}', multiples of {multiple}"
         multiple *= 2
     return "see the network's documentation"
