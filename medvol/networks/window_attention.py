@@ -1,0 +1,271 @@
+"""Attention in shifted windows with the relative bias and the shift mask built once.
+
+Every window of a Swin block adds the same relative position bias; a shifted block's windows differ in their mask only
+by whether they are the last along each shifted axis: at most eight classes. MONAI expands both to every window (484 MB
+of float32 at 96 cubed and three heads) and sends tokens through pad, roll and partition, a copy each. Here tokens are
+moved into windows by one gather, sorted by class, and attention runs per class on as many windows as keep their scores
+in the processor's cache; the backward pass computes the scores again instead of storing them.
+
+Rejected: `scaled_dot_product_attention` on a processor: its fused kernel gives the bias no gradient, and is slower at
+the small heads of a Swin network (bfloat16, 343 windows, 3 heads of 8, two cores: 155 ms; matrix products and softmax
+103 ms; as here, with powers of two, about 70 ms).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+SCORE_BYTES = 4 * 2**20  # scores of the windows handled at once: larger falls out of the cache, smaller starves a core
+LARGEST_POWER = 64.0  # 2 to the power of it, summed over a window and its values, stays far below float32's 2 ** 127
+MASKED = -100.0  # what MONAI adds to the score of two voxels that the shift brought together
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """How the tokens of one size go into windows and come back.
+
+    Args:
+        voxels: Tokens per window.
+        source: Token of every window row, (windows * voxels); rows of padding point at token 0.
+        padding: Rows that are padding.
+        target: Window row of every token, (batch * tokens).
+        classes: First window, end, and mask (voxels, voxels) or None of each class of windows.
+    """
+
+    voxels: int
+    source: Tensor
+    padding: Tensor
+    target: Tensor
+    classes: tuple[tuple[int, int, Tensor | None], ...]
+
+
+@lru_cache(maxsize=64)
+def window_plan(
+    batch: int, size: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> WindowPlan:
+    """Return how (batch, *size) tokens go into shifted windows, as MONAI places them.
+
+    Args:
+        batch: Number of volumes.
+        size: Tokens along x, y, z; padded at the end to a multiple of the window.
+        window: Tokens of a window along each axis. An axis no longer than it becomes one window, unshifted.
+        shift: Tokens by which the windows are moved.
+        device: Where the plan is used.
+    """
+    shift = tuple(0 if length <= edge else step for length, edge, step in zip(size, window, shift, strict=True))
+    window = tuple(min(length, edge) for length, edge in zip(size, window, strict=True))
+    counts = [math.ceil(length / edge) for length, edge in zip(size, window, strict=True)]
+    tokens, voxels = math.prod(size), math.prod(window)
+    behind = [part for axis in (2, 1, 0) for part in (0, counts[axis] * window[axis] - size[axis])]
+    grid = functional.pad(torch.arange(tokens).view(size), behind, value=-1).roll([-step for step in shift], (0, 1, 2))
+    rows = grid.view([part for pair in zip(counts, window, strict=True) for part in pair])
+    rows = rows.permute(0, 2, 4, 1, 3, 5).reshape(-1, 1, voxels)  # -1 where padded
+
+    last = [(torch.arange(count) == count - 1) & (step > 0) for count, step in zip(counts, shift, strict=True)]
+    kind = (last[0][:, None, None] * 4 + last[1][:, None] * 2 + last[2] * 1).flatten()
+    order = torch.argsort(kind, stable=True)
+    # Windows of one class lie together, over all volumes: (window, volume, voxel).
+    inside = (rows[order] >= 0).expand(-1, batch, -1).flatten()
+    rows = (rows[order] + torch.arange(batch)[:, None] * tokens).flatten()
+    target = torch.empty(batch * tokens, dtype=torch.long)
+    target[rows[inside]] = inside.nonzero().flatten()
+    classes, start = [], 0
+    for number, count in zip(*(part.tolist() for part in kind.unique(return_counts=True)), strict=True):
+        mask = _mask(window, shift, (number & 4, number & 2, number & 1)) if number else None
+        classes.append((start, start + count * batch, mask if mask is None else mask.to(device)))
+        start += count * batch
+    source = torch.where(inside, rows, 0)
+    return WindowPlan(
+        voxels, source.to(device), (~inside).nonzero().flatten().to(device), target.to(device), tuple(classes)
+    )
+
+
+def _mask(window: Sequence[int], shift: Sequence[int], last: Sequence[int]) -> Tensor:
+    """Return what is added to the scores of a window that is the last along some axes, (voxels, voxels)."""
+    wrapped = [
+        (torch.arange(edge) >= edge - step) & bool(is_last)
+        for edge, step, is_last in zip(window, shift, last, strict=True)
+    ]
+    region = (wrapped[0][:, None, None] * 4 + wrapped[1][:, None] * 2 + wrapped[2] * 1).flatten()
+    return torch.where(region[:, None] == region, 0.0, MASKED)
+
+
+@final
+class FastWindowAttention(nn.Module):
+    """MONAI's `WindowAttention` with its parameters by its names, on all windows of a plan at once.
+
+    Args:
+        stock: Module whose parameters are taken over; its attention dropout must be 0.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.num_heads: int = stock.num_heads
+        self.relative_position_bias_table: nn.Parameter = stock.relative_position_bias_table
+        self.register_buffer("relative_position_index", stock.relative_position_index)
+        self.qkv: nn.Module = stock.qkv
+        self.proj: nn.Module = stock.proj
+        self.proj_drop: nn.Module = stock.proj_drop
+
+    def forward(self, tokens: Tensor, plan: WindowPlan) -> Tensor:
+        """Return (batch * tokens, channel) after attention within the windows of `plan`."""
+        rows = _Move.apply(tokens, plan)
+        index = self.relative_position_index[: plan.voxels, : plan.voxels].reshape(-1)
+        bias = self.relative_position_bias_table.index_select(0, index)
+        bias = bias.view(plan.voxels, plan.voxels, self.num_heads).permute(2, 0, 1)
+        mixed = attend(self.qkv(rows), bias, plan)
+        result: Tensor = self.proj_drop(_MoveBack.apply(self.proj(mixed), plan))
+        return result
+
+
+def attend(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
+    """Return the values mixed within each window, (rows, channel).
+
+    Args:
+        qkv: Query, key and value of every window row, (windows * voxels, 3 * channel), each split into heads.
+        bias: Relative position bias, (heads, voxels, voxels).
+        plan: Which windows share a mask.
+    """
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        result: Tensor = _Attend.apply(qkv, bias, plan)
+        return result
+    heads = bias.shape[0]
+    windows = qkv.view(-1, plan.voxels, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
+    parts = []
+    for start, end, mask in plan.classes:
+        query, key, value = windows[:, start:end].unbind()
+        added = _with_mask(bias, mask, qkv.dtype).unsqueeze(0)
+        parts.append(functional.scaled_dot_product_attention(query, key, value, attn_mask=added))
+    return torch.cat(parts).transpose(1, 2).reshape(len(qkv), -1)
+
+
+def _with_mask(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (bias if mask is None else bias + mask).to(dtype)
+
+
+class _Move(torch.autograd.Function):
+    """Tokens to window rows; each token has one row, so the way back is a gather too."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, plan: WindowPlan) -> Tensor:
+        ctx.plan = plan
+        return tokens.index_select(0, plan.source).index_fill_(0, plan.padding, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.index_select(0, ctx.plan.target), None
+
+
+class _MoveBack(torch.autograd.Function):
+    """Window rows to tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, plan: WindowPlan) -> Tensor:
+        ctx.plan = plan
+        return rows.index_select(0, plan.target)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.index_select(0, ctx.plan.source).index_fill_(0, ctx.plan.padding, 0), None
+
+
+class _Attend(torch.autograd.Function):
+    """Attention by parts that fit the cache."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
+        channels, heads = qkv.shape[1] // 3, bias.shape[0]
+        result = qkv.new_empty(len(qkv) // plan.voxels, plan.voxels, heads, channels // heads)
+        for part in _parts(qkv, bias, plan):
+            query, key, value = _heads(qkv, part, plan.voxels)
+            weights, total = _weights(query, key, part)
+            mixed = torch.bmm(weights, value).div_(total)
+            result[part.start : part.end] = mixed.view(-1, heads, *mixed.shape[1:]).transpose(1, 2)
+        result = result.view(len(qkv), channels)
+        ctx.save_for_backward(qkv, bias, result)
+        ctx.plan = plan
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        qkv, bias, result = ctx.saved_tensors
+        voxels, heads = ctx.plan.voxels, bias.shape[0]
+        for_qkv = torch.empty_like(qkv)
+        for_bias = torch.zeros_like(bias, memory_format=torch.contiguous_format)
+        for part in _parts(qkv, bias, ctx.plan):
+            rows = slice(part.start * voxels, part.end * voxels)
+            query, key, value = _heads(qkv, part, voxels)
+            weights, total = _weights(query, key, part)
+            weights.div_(total)
+            upstream, mixed = (
+                tensor[rows].view(-1, voxels, heads, value.shape[-1]).transpose(1, 2).reshape(value.shape)
+                for tensor in (gradient, result)
+            )
+            # Derivative of a softmax: the row's weights times what each differs from their weighted mean.
+            mean = (upstream * mixed).sum(-1, keepdim=True)
+            for_scores = torch.bmm(upstream, value.mT).sub_(mean).mul_(weights)
+            for_bias += for_scores.view(-1, *bias.shape).sum(0, dtype=bias.dtype)
+            place = for_qkv[rows].view(-1, voxels, 3, heads, value.shape[-1])
+            for_query = torch.bmm(for_scores, key).mul_(query.shape[-1] ** -0.5)
+            for_key = torch.bmm(for_scores.mT, query).mul_(math.log(2))  # the query carries scale and log2(e)
+            for number, found in enumerate((for_query, for_key, torch.bmm(weights.mT, upstream))):
+                place[:, :, number] = found.view(-1, heads, voxels, value.shape[-1]).transpose(1, 2)
+        return for_qkv, for_bias, None
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Windows handled at once, and what is added to their scores: (heads, voxels, voxels) times log2(e)."""
+
+    start: int
+    end: int
+    added: Tensor
+    largest: float
+
+
+def _parts(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> list[_Part]:
+    at_once = max(1, SCORE_BYTES // (bias.numel() * qkv.element_size()))
+    bias = bias * math.log2(math.e)
+    largest = bias.abs().max().item()
+    parts = []
+    for start, end, mask in plan.classes:
+        added = _with_mask(bias, mask if mask is None else mask * math.log2(math.e), qkv.dtype).contiguous()
+        parts += [_Part(first, min(first + at_once, end), added, largest) for first in range(start, end, at_once)]
+    return parts
+
+
+def _heads(qkv: Tensor, part: _Part, voxels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query times scale and log2(e), key and value, each (windows * heads, voxels, channels per head)."""
+    heads = len(part.added)
+    rows = qkv[part.start * voxels : part.end * voxels].view(-1, voxels, 3, heads, qkv.shape[1] // (3 * heads))
+    query, key, value = rows.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2).unbind()
+    return query * (query.shape[-1] ** -0.5 * math.log2(math.e)), key, value
+
+
+def _weights(query: Tensor, key: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    """Return the attention weights before their division, (windows * heads, voxels, voxels), and their row sums.
+
+    A softmax subtracts the row's maximum because the exponential could overflow. Where no score can be that large
+    (query and key bound it) that pass is left out, and powers of two are torch's fastest: a third of `softmax`'s time.
+    """
+    scores = torch.bmm(query, key.mT)
+    scores.view(-1, *part.added.shape).add_(part.added)
+    bound = query.float().norm(dim=-1).max() * key.float().norm(dim=-1).max() + part.largest
+    if not bound < LARGEST_POWER:
+        scores -= scores.amax(-1, keepdim=True)
+    weights = scores.exp2_()
+    return weights, weights.sum(-1, keepdim=True)

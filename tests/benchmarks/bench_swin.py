@@ -1,0 +1,112 @@
+"""Swin UNETR against stock MONAI: seconds for one window and one training step, and how far the results differ.
+
+    python tests/benchmarks/bench_swin.py [--feature_sizes 24 48] [--size 96] [--train_size 64] [--repeats 5]
+
+Stock is MONAI's `SwinUNETR` as its tutorials use it: float32, default layout. `MONAI, fastest` is the same network with
+everything MONAI and torch offer: `use_flash_attention` (inference only), bfloat16 autocast, channels last. Each variant
+lives in a process of its own (what one sets must not help the other) and they take turns, so that a slow minute hits
+all of them. Medians over the repeats; errors are against stock. Weights are random. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
+
+import monai.networks.nets.swin_unetr as monai_swin
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medvol.inference.memory import keep_freed_memory
+from medvol.networks.swin_unetr import swin_unetr
+
+OUTPUTS = 3
+LAST = torch.channels_last_3d
+STOCK, FASTEST, OURS, OURS_HALF = ("stock, float32", "MONAI, fastest", "medvol, float32", "medvol, bfloat16")
+VARIANTS = (STOCK, FASTEST, OURS, OURS_HALF)
+
+
+def rearrange(tensor: Tensor, pattern: str) -> Tensor:
+    """Stand in for einops, which MONAI's network wants for permutations alone."""
+    before, after = (side.split() for side in pattern.split("->"))
+    return tensor.permute([before.index(name) for name in after])
+
+
+@lru_cache(maxsize=1)
+def build(variant: str, feature_size: int) -> nn.Module:
+    """Return the network; all variants have the same weights."""
+    monai_swin.rearrange = rearrange
+    torch.manual_seed(0)
+    network = monai_swin.SwinUNETR(1, OUTPUTS, feature_size=feature_size, use_flash_attention=variant == FASTEST)
+    if variant == FASTEST:
+        return network.to(memory_format=LAST)
+    if variant == STOCK:
+        return network
+    keep_freed_memory()
+    ours = swin_unetr(1, OUTPUTS, feature_size=feature_size)
+    ours.load_state_dict(network.state_dict())
+    return ours
+
+
+def run(variant: str, feature_size: int, shape: tuple[int, ...], *, training: bool) -> tuple[float, np.ndarray]:
+    """Return the seconds of one step and its logits; runs in the variant's process."""
+    network = build(variant, feature_size).train(training)
+    volumes = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    volumes = volumes if variant == STOCK else volumes.to(memory_format=LAST)
+    labels = (volumes[:, 0] > 0).long()
+    network.zero_grad()
+    start = time.perf_counter()
+    with torch.set_grad_enabled(training):
+        with torch.autocast("cpu", torch.bfloat16, enabled=variant in (FASTEST, OURS_HALF)):
+            logits = network(volumes)
+        logits = logits.float()
+        if training:
+            nn.functional.cross_entropy(logits, labels).backward()
+    return time.perf_counter() - start, logits.detach().contiguous().numpy()
+
+
+def compare(feature_size: int, shape: tuple[int, ...], repeats: int, *, training: bool) -> None:
+    """Print a row per variant."""
+    pools = {variant: ProcessPoolExecutor(1, mp_context=get_context("spawn")) for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    logits: dict[str, np.ndarray] = {}
+    for _ in range(repeats + 1):  # the first fills caches and does not count
+        for variant, pool in pools.items():
+            duration, logits[variant] = pool.submit(run, variant, feature_size, shape, training=training).result()
+            seconds[variant].append(duration)
+    for pool in pools.values():
+        pool.shutdown()
+    stock, exact = statistics.median(seconds[STOCK][1:]), logits[STOCK]
+    for variant in VARIANTS:
+        median, best = statistics.median(seconds[variant][1:]), min(seconds[variant][1:])
+        error = np.abs(logits[variant] - exact).max()
+        same = (logits[variant].argmax(1) == exact.argmax(1)).mean()
+        print(f"  {variant:<18}{median:>9.2f}{best:>9.2f}{stock / median:>8.2f}{error:>12.1e}{same:>12.5f}", flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--feature_sizes", type=int, nargs="+", default=[24, 48])
+    parser.add_argument("--size", type=int, default=96, help="edge of the window; 0 leaves inference out")
+    parser.add_argument("--train_size", type=int, default=64, help="edge of the training patch; 0 leaves it out")
+    parser.add_argument("--batch", type=int, default=1, help="patches per training step")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(f"SwinUNETR, {torch.get_num_threads()} threads, torch {torch.__version__}, {options.repeats} repeats")
+    print(f"  {'':<18}{'median s':>9}{'best s':>9}{'ratio':>8}{'max error':>12}{'same label':>12}")
+    for feature_size in options.feature_sizes:
+        for training, edge, batch in ((False, options.size, 1), (True, options.train_size, options.batch)):
+            if edge:
+                name = "training step" if training else "inference"
+                print(f"feature size {feature_size}, {name}, {batch} x {edge} cubed")
+                compare(feature_size, (batch, 1, edge, edge, edge), options.repeats, training=training)
+
+
+if __name__ == "__main__":
+    main()

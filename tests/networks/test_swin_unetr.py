@@ -1,0 +1,203 @@
+"""Swin UNETR against MONAI's own: names, outputs, gradients, sizes, weights."""
+
+import monai.networks.nets.swin_unetr as monai_swin
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medvol.errors import MedvolError
+from medvol.networks import window_attention
+from medvol.networks.merged_upsampling import add_children, merged_kernel, merged_pointwise
+from medvol.networks.swin_unetr import swin_unetr
+from medvol.networks.window_attention import attend, window_plan
+
+CPU = torch.device("cpu")
+
+
+def rearrange(tensor, pattern):
+    before, after = (side.split() for side in pattern.split("->"))
+    return tensor.permute([before.index(name) for name in after])
+
+
+@pytest.fixture(autouse=True)
+def _permute_without_einops(monkeypatch):
+    # MONAI's forward wants einops, which we do not need, for permutations alone.
+    monkeypatch.setattr(monai_swin, "rearrange", rearrange)
+
+
+def both(in_channels=1, feature_size=12, **settings):
+    """Return MONAI's network and ours with the same weights, none of them at a value that hides a mistake."""
+    torch.manual_seed(0)
+    stock = monai_swin.SwinUNETR(in_channels, 3, feature_size=feature_size, **settings)
+    for name, parameter in stock.named_parameters():
+        if parameter.dim() == 1 or "bias_table" in name:
+            nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.5)
+    ours = swin_unetr(in_channels, 3, feature_size=feature_size, **settings)
+    ours.load_state_dict(stock.state_dict())
+    return stock, ours
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"feature_size": 24},
+        {"use_v2": True, "downsample": "mergingv2"},
+        {"depths": (2, 4, 2, 2), "qkv_bias": False},
+    ],
+)
+def test_parameters_and_buffers_are_monais_in_name_shape_and_order(settings):
+    stock, ours = both(2, **settings)
+    assert [(name, value.shape) for name, value in ours.state_dict().items()] == [
+        (name, value.shape) for name, value in stock.state_dict().items()
+    ]
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in stock.named_parameters()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({}, (2, 2, 64, 32, 32)),
+        ({"use_v2": True, "downsample": "mergingv2"}, (1, 1, 32, 64, 32)),
+        (
+            {"depths": (3, 1, 2, 2), "patch_norm": True, "normalize": False, "window_size": (5, 7, 3)},
+            (1, 1, 64, 32, 64),
+        ),
+        pytest.param({}, (1, 1, 64, 64, 64), marks=pytest.mark.slow),
+        pytest.param({"feature_size": 24}, (1, 2, 64, 96, 32), marks=pytest.mark.slow),
+        pytest.param({"feature_size": 24}, (1, 1, 96, 96, 96), marks=pytest.mark.slow),
+    ],
+)
+def test_outputs_are_monais(settings, shape):
+    stock, ours = both(shape[1], **settings)
+    volumes = torch.randn(shape)
+    with torch.no_grad():
+        expected, result = stock.eval()(volumes), ours.eval()(volumes)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(result, expected, atol=5e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_gradients_are_monais():
+    # In float64: a rounding that moves a voxel across the kink of a leaky ReLU would change float32 gradients visibly.
+    stock, ours = both(use_v2=True)
+    stock.double(), ours.double()
+    volumes = torch.randn(2, 1, 32, 32, 64, dtype=torch.float64)
+    upstream = torch.randn(2, 3, 32, 32, 64, dtype=torch.float64)
+    for network in (stock, ours):
+        network(volumes).backward(upstream)
+    expected = {name: parameter.grad for name, parameter in stock.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        scale = expected[name].abs().max()
+        torch.testing.assert_close(parameter.grad / scale, expected[name] / scale, atol=1e-7, rtol=0, msg=name)
+
+
+def test_checkpointing_changes_no_gradient():
+    stored, ours = both(), swin_unetr(1, 3, feature_size=12, use_checkpoint=True)
+    ours.load_state_dict(stored[1].state_dict())
+    volumes = torch.randn(1, 1, 64, 32, 32)
+    for network in (stored[1], ours):
+        network(volumes).square().mean().backward()
+    for (name, parameter), reference in zip(ours.named_parameters(), stored[1].parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, reference.grad, msg=name)
+
+
+def test_bfloat16_is_as_close_as_monais_bfloat16():
+    stock, ours = both()
+    volumes = torch.randn(1, 1, 64, 32, 32)
+    with torch.no_grad():
+        exact = stock(volumes)
+        with torch.autocast("cpu", torch.bfloat16):
+            errors = [(network(volumes).float() - exact).square().mean().sqrt() for network in (stock, ours)]
+    assert 0 < errors[1] < 1.3 * errors[0]
+
+
+def test_dropped_paths_drop_whole_volumes():
+    torch.manual_seed(0)
+    block = swin_unetr(1, 3, feature_size=12, dropout_path_rate=0.9).swinViT.layers4[0].blocks[1].train()
+    tokens, plan = torch.randn(4 * 8, 96), window_plan(4, (2, 2, 2), (7, 7, 7), (0, 0, 0), CPU)
+    changed = (block(tokens, plan, torch.Size((4, 2, 2, 2, 96))) != tokens).view(4, -1)
+    assert all(row.all() or not row.any() for row in changed)
+    assert not changed.all()
+
+
+@pytest.mark.parametrize("size", [(33, 64, 64), (32, 32, 32), (64, 64, 0)])
+def test_a_size_that_the_halvings_do_not_divide_is_refused_with_the_next_legal_one(size):
+    legal = {(33, 64, 64): "64 x 64 x 64", (32, 32, 32): "32 x 32 x 64", (64, 64, 0): "64 x 64 x 32"}[size]
+    with pytest.raises(MedvolError, match=f"INPUT_SIZE.*pad to {legal}"):
+        swin_unetr(1, 2, feature_size=12)(torch.zeros(1, 1, *size))
+
+
+def test_settings_that_the_fast_computation_does_not_cover_are_refused_and_img_size_is_ignored():
+    swin_unetr(1, 2, feature_size=12, img_size=(96, 96, 96))
+    for settings in ({"feature_size": 20}, {"attn_drop_rate": 0.1}, {"spatial_dims": 2}, {"patch_size": 4}):
+        with pytest.raises(MedvolError, match="UNKNOWN_OPTION"):
+            swin_unetr(1, 2, **settings)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "shift"), [((7, 8, 9), (3, 4, 9), (1, 2, 4)), ((4, 5, 6), (2, 7, 4), (1, 3, 2))]
+)
+def test_tokens_lie_in_the_windows_and_under_the_masks_of_monai(size, window, shift):
+    plan = window_plan(1, size, window, shift, CPU)
+    edges, steps = monai_swin.get_window_size(size, window, shift)
+    padded = [-(-length // edge) * edge for length, edge in zip(size, edges, strict=True)]
+    numbers = torch.arange(size[0] * size[1] * size[2]).view(1, *size, 1) + 1
+    grid = functional.pad(numbers, [0, 0, *(part for axis in (2, 1, 0) for part in (0, padded[axis] - size[axis]))])
+    windows = monai_swin.window_partition(grid.roll([-step for step in steps], (1, 2, 3)), edges).squeeze(-1)
+    masks = monai_swin.compute_mask(padded, edges, steps, CPU)
+    expected = {tuple(row.tolist()): mask for row, mask in zip(windows, masks, strict=True)}
+    rows = torch.where(torch.isin(torch.arange(len(plan.source)), plan.padding), 0, plan.source + 1).view(windows.shape)
+    assert {tuple(row.tolist()) for row in rows} == set(expected)
+    assert plan.classes[-1][1] == len(rows)
+    for start, end, mask in plan.classes:
+        for row in rows[start:end]:
+            found = torch.zeros(masks.shape[1:]) if mask is None else mask
+            torch.testing.assert_close(found, expected[tuple(row.tolist())])
+    torch.testing.assert_close(plan.source[plan.target], torch.arange(len(plan.target)))
+
+
+@pytest.mark.parametrize("score_bytes", [1, 2**22])
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_attention_is_softmax_in_parts_of_any_size_and_for_scores_that_would_overflow(monkeypatch, score_bytes, size):
+    monkeypatch.setattr(window_attention, "SCORE_BYTES", score_bytes)
+    torch.manual_seed(0)
+    plan = window_plan(2, (5, 4, 3), (2, 2, 2), (1, 1, 1), CPU)
+    qkv = (torch.randn(len(plan.source), 3 * 6, dtype=torch.float64) * size).requires_grad_()
+    bias = torch.randn(2, 8, 8, dtype=torch.float64, requires_grad=True)
+    query, key, value = qkv.view(-1, 8, 3, 2, 3).permute(2, 0, 3, 1, 4)
+    masks = torch.zeros(len(query), 1, 8, 8, dtype=torch.float64)
+    for start, end, mask in plan.classes:
+        masks[start:end] = 0 if mask is None else mask
+    expected = torch.softmax(query @ key.mT / 3**0.5 + bias + masks, -1) @ value
+    expected = expected.transpose(1, 2).reshape(len(qkv), 6)
+    result = attend(qkv, bias, plan)
+    torch.testing.assert_close(result, expected)
+    upstream = torch.randn_like(result)
+    for mine, theirs in zip(
+        torch.autograd.grad(result, (qkv, bias), upstream),
+        torch.autograd.grad(expected, (qkv, bias), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_merged_kernels_equal_the_transposed_convolution_and_the_convolution_in_turn():
+    torch.manual_seed(0)
+    small = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    up = torch.randn(3, 5, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    for edge in (3, 1):
+        kernel = torch.randn(4, 5, edge, edge, edge, dtype=torch.float64, requires_grad=True)
+        expected = functional.conv3d(functional.conv_transpose3d(small, up, stride=2), kernel, padding=edge // 2)
+        merged = merged_kernel(up, kernel) if edge == 3 else merged_pointwise(up, kernel)
+        start = torch.zeros_like(expected, memory_format=torch.channels_last_3d)
+        result = add_children(start, functional.conv3d(small, merged, padding=edge // 2))
+        torch.testing.assert_close(result, expected)
+        upstream = torch.randn_like(expected)
+        for mine, theirs in zip(
+            torch.autograd.grad(result, (small, up, kernel), upstream),
+            torch.autograd.grad(expected, (small, up, kernel), upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs)
