@@ -1,8 +1,12 @@
 """Swin UNETR against MONAI's own: names, outputs, gradients, sizes, weights."""
 
+import pickle
+import re
+
 import monai.networks.nets.swin_unetr as monai_swin
 import pytest
 import torch
+from monai.networks.utils import copy_model_state
 from torch import nn
 from torch.nn import functional
 
@@ -10,6 +14,7 @@ from medvol.errors import MedvolError
 from medvol.networks import window_attention
 from medvol.networks.merged_upsampling import add_children, merged_kernel, merged_pointwise
 from medvol.networks.swin_unetr import swin_unetr
+from medvol.networks.swin_weights import load_swin_unetr_weights
 from medvol.networks.window_attention import attend, window_plan
 
 CPU = torch.device("cpu")
@@ -201,3 +206,110 @@ def test_merged_kernels_equal_the_transposed_convolution_and_the_convolution_in_
             strict=True,
         ):
             torch.testing.assert_close(mine, theirs)
+
+
+def renamed(state, pattern, replacement):
+    return {re.sub(pattern, replacement, name): value for name, value in state.items()}
+
+
+def swinvit_layout(state):
+    """The layout of model_swinvit.pt, written by hand from the names that MONAI's `load_from` reads."""
+    encoder = {name: value for name, value in state.items() if re.match(r"swinViT\.(patch_embed|layers\d\.)", name)}
+    encoder = renamed(renamed(encoder, r"^swinViT\.", "module."), r"mlp\.linear(\d)", r"mlp.fc\1")
+    return {"epoch": 3, "state_dict": {**encoder, "module.rotation_head.weight": torch.zeros(4, 192)}}
+
+
+def autoencoder_layout(state):
+    """The layout of ssl_pretrained_weights.pth, written by hand from the names that `filter_swinunetr` reads."""
+    encoder = {name: value for name, value in state.items() if re.match(r"swinViT\.(patch_embed|layers\d\.)", name)}
+    encoder = renamed(renamed(encoder, r"^swinViT\.", "encoder."), r"^(encoder\.layers\d\.0\.)", r"\g<1>0.")
+    return {
+        "model": {**encoder, "encoder.mask_token": torch.zeros(1, 12, 1, 1, 1), "out.conv.conv.bias": torch.ones(9)}
+    }
+
+
+def built(*sizes, **settings):
+    return swin_unetr(*sizes, **settings).state_dict()
+
+
+def fresh(seed=5, **settings):
+    torch.manual_seed(seed)
+    return swin_unetr(1, 3, feature_size=12, **settings)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 4},
+        lambda state: {"model": {"state_dict": renamed(state, "^", "module.")}},
+        lambda state: {name: value for name, value in state.items() if "relative_position_index" not in name},
+        lambda state: {**state, "swinViT.layers1.0.blocks.1.attn_mask": torch.zeros(8, 343, 343)},
+    ],
+)
+def test_a_whole_network_is_loaded_from_a_file_in_any_wrapping(tmp_path, wrap):
+    state, network = fresh(1).state_dict(), fresh(2)
+    torch.save(wrap(state), tmp_path / "model.pt")
+    result = load_swin_unetr_weights(network, tmp_path / "model.pt")
+    assert not result.left
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, state[name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("layout", [swinvit_layout, autoencoder_layout])
+def test_an_encoder_alone_is_loaded_as_monai_loads_it_and_the_rest_is_named_as_left(layout):
+    state, network = fresh(1).state_dict(), fresh(2)
+    stock = monai_swin.SwinUNETR(1, 3, feature_size=12)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    stock.load_state_dict(before)
+    if layout is swinvit_layout:
+        stock.load_from(weights=layout(state))
+    else:
+        copy_model_state(stock, layout(state)["model"], filter_func=monai_swin.filter_swinunetr)
+    result = load_swin_unetr_weights(network, layout(state))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, stock.state_dict()[name], atol=0, rtol=0, msg=name)
+    assert result.loaded
+    assert all(name.startswith("swinViT.") for name in result.loaded)
+    assert set(result.left) == {name for name in before if not name.startswith("swinViT.")}
+    assert len(result.ignored) == (1 if layout is swinvit_layout else 2)
+
+
+def test_version_2_takes_an_encoder_and_keeps_its_convolutions_at_random():
+    result = load_swin_unetr_weights(fresh(use_v2=True), swinvit_layout(fresh(1).state_dict()))
+    assert "swinViT.layers1c.0.layer.conv1.conv.weight" in result.left
+    assert "swinViT.layers1.0.blocks.0.attn.qkv.weight" in result.loaded
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: built(1, 3, feature_size=24), r"patch_embed.proj.weight is 24x1x2x2x2, not 12x1x"),
+        (lambda state: built(1, 5, feature_size=12), r"out.conv.conv.weight is 5x12x1x1x1, not 3x12x"),
+        (lambda state: {"conv1.weight": torch.zeros(3)}, "swinViT.patch_embed.proj.weight is missing"),
+        (lambda state: {**state, "head.weight": torch.zeros(3)}, "head.weight is unknown"),
+        (lambda state: swinvit_layout(built(2, 3, feature_size=12)), "is 12x2x2x2x2, not 12x1x"),
+        (lambda state: {name: state[name] for name in state if "decoder1" not in name}, "decoder1.* is missing"),
+    ],
+)
+def test_foreign_weights_are_refused_with_the_layers_that_differ_and_change_nothing(change, message):
+    network = fresh()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(MedvolError, match=f"OTHER_NETWORK.*{message}"):
+        load_swin_unetr_weights(network, change(network.state_dict()))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+
+
+def test_files_that_are_no_checkpoints_are_refused_and_no_code_of_theirs_runs(tmp_path):
+    path = tmp_path / "model.pt"
+    for content in (b"", b"torn", pickle.dumps(fresh)):
+        path.write_bytes(content)
+        with pytest.raises(MedvolError, match="BAD_WEIGHTS"):
+            load_swin_unetr_weights(fresh(), path)
+    for value in ([torch.zeros(3)], {}, {"state_dict": {"weight": 3}}):
+        torch.save(value, path)
+        with pytest.raises(MedvolError, match="BAD_WEIGHTS"):
+            load_swin_unetr_weights(fresh(), path)
+    with pytest.raises(MedvolError, match="BAD_WEIGHTS"):
+        load_swin_unetr_weights(fresh(), tmp_path / "absent.pt")
