@@ -1,8 +1,11 @@
 """One place that decides precision and memory layout, by a short measurement on the network at hand.
 
 bfloat16 doubles the speed of a small residual network on a processor with AVX512-BF16 or AMX and slows it down on one
-without; channels last helps wide networks and hurts narrow ones. So the training step itself is timed, once, and the
-answer is remembered beside the volume cache.
+without; channels last helps wide networks and hurts narrow ones. So the training step or the inference call itself is
+timed, once, and the answer is remembered beside the volume cache.
+
+`torch.compile` is tried only when the caller expects so many calls that compiling, a minute or more on a processor,
+can pay, and only where a C++ compiler is there; its time is measured and counted against it.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import hashlib
 import json
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, final
@@ -30,8 +34,11 @@ from medvol.io.atomic import write_text
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-PROBE_BATCH = 8
+PURPOSES = ("train", "infer")
+PROBE_BATCH = {"train": 8, "infer": 1}
 PROBE_REPEATS = 3
+PROBE_SECONDS = 40.0  # for all candidates together, as far as a single call of each allows
+COMPILE_WORTHWHILE = 600.0  # seconds of plain calls below which compiling is not even tried
 WORTHWHILE = 1.05  # a choice that gains less than 5 % is noise; the plainer one is kept
 
 
@@ -41,13 +48,15 @@ class Runtime:
 
     Args:
         device_type: `cpu` or `cuda`.
-        dtype: `float32`, or `bfloat16` for autocast.
+        dtype: `float32`, or `bfloat16` or `float16` for autocast.
         channels_last: Whether tensors are laid out with channels as the fastest axis.
+        compiled: Whether the network is compiled by `torch.compile`.
     """
 
     device_type: str
     dtype: str = "float32"
     channels_last: bool = False
+    compiled: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -56,7 +65,7 @@ class Runtime:
 
     def __str__(self) -> str:
         layout = "channels_last_3d" if self.channels_last else "contiguous"
-        return f"{self.device_type}, {self.dtype}, {layout}"
+        return f"{self.device_type}, {self.dtype}, {layout}" + (", compiled" if self.compiled else "")
 
 
 @final
@@ -88,51 +97,121 @@ class RuntimeInferer(Inferer):
             return network(inputs, *args, **kwargs)
         if inputs.dim() == 5:
             inputs = inputs.to(memory_format=self.runtime.memory_format)
-        with torch.autocast(self.runtime.device_type, torch.bfloat16, enabled=self.runtime.dtype == "bfloat16"):
+        half = getattr(torch, self.runtime.dtype if self.runtime.dtype != "float32" else "bfloat16")
+        with torch.autocast(self.runtime.device_type, half, enabled=self.runtime.dtype != "float32"):
             outputs = network(inputs, *args, **kwargs)
         # With deep supervision a network in training mode returns one tensor per resolution.
         return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
 
 
-def choose_runtime(
+@dataclass(frozen=True)
+class Probe:
+    """What is timed.
+
+    Args:
+        purpose: `train`: forward and backward in training mode. `infer`: forward in evaluation mode, no gradients.
+        batch: Volumes per call.
+        seconds: Time for all candidates together; each is called at least once.
+        expected_calls: Calls that will follow; decides whether compiling can pay. 0 leaves compiling out.
+    """
+
+    purpose: str = "train"
+    batch: int = 0
+    seconds: float = PROBE_SECONDS
+    expected_calls: int = 0
+
+    def __post_init__(self) -> None:
+        require_choice("purpose", self.purpose, PURPOSES)
+        if self.batch < 1:
+            object.__setattr__(self, "batch", PROBE_BATCH[self.purpose])
+
+
+def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtime
     network: nn.Module,
     input_shape: Sequence[int],
     *,
     device: torch.device,
     precision: str = "auto",
+    channels_last: bool | None = None,
     memory_file: str | Path | None = None,
+    purpose: str = "train",
+    batch: int = 0,
+    expected_calls: int = 0,
 ) -> Runtime:
-    """Return the fastest way to train `network` on this machine, and put its weights into that layout.
+    """Return the fastest way to run `network` on this machine, and put its weights into that layout.
 
     Args:
         network: Network on `device`; a copy is timed, its weights stay as they are.
-        input_shape: Channel and spatial size of one volume, (channel, x, y, z).
+        input_shape: Channel and spatial size of one volume or patch, (channel, x, y, z).
         device: Where it will run.
-        precision: `auto` measures. `float32` and `bfloat16` fix the choice, contiguous layout, nothing measured: what
-            to pass when two runs must be equal to the bit, since a measurement may come out differently.
+        precision: `auto` measures. `float32` and `bfloat16` fix the choice, nothing measured: what to pass when two
+            runs must be equal to the bit, since a measurement may come out differently.
+        channels_last: Fixes the layout. None: measured, or the default layout with a fixed precision.
         memory_file: JSON file in which measurements are remembered.
+        purpose: `train` times a training step, `infer` a forward pass without gradients.
+        batch: Volumes per call; 0 for 8 in training and 1 in inference.
+        expected_calls: Calls that will follow. With 10 minutes of them or more, a compiled network is timed too.
 
     Raises:
         MedvolError: `UNKNOWN_OPTION`.
     """
     require_choice("precision", precision, PRECISIONS)
+    probe = Probe(purpose, batch, expected_calls=expected_calls)
     if device.type == "cpu":
         keep_freed_memory()
     if precision != "auto":
-        runtime = Runtime(device.type, precision)
+        runtime = Runtime(device.type, precision, bool(channels_last))
     elif device.type == "cpu":
-        runtime = _remembered(network, input_shape, Path(memory_file) if memory_file else None)
+        layouts = (False, True) if channels_last is None else (channels_last,)
+        candidates = [Runtime("cpu", dtype, layout) for dtype in ("float32", "bfloat16") for layout in layouts]
+        runtime = _remembered(network, input_shape, candidates, probe, Path(memory_file) if memory_file else None)
     else:
-        runtime = Runtime(device.type, "bfloat16" if torch.cuda.is_bf16_supported() else "float32", channels_last=True)
+        torch.backends.cudnn.benchmark = True
+        # float16 needs its loss scaled in training, which no trainer here does.
+        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16" if purpose == "infer" else "float32"
+        runtime = Runtime(device.type, half, channels_last is not False)
     network.to(memory_format=runtime.memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
+    if runtime.compiled:
+        network.compile()
     logger.info("Runtime: %s", runtime)
     return runtime
 
 
-def measure_runtimes(network: nn.Module, input_shape: Sequence[int]) -> dict[Runtime, float]:
-    """Return the seconds per training step of each candidate, fastest of three, on a copy of the network."""
-    candidates = [Runtime("cpu", dtype, layout) for dtype in ("float32", "bfloat16") for layout in (False, True)]
-    return {candidate: _seconds_per_step(copy.deepcopy(network), input_shape, candidate) for candidate in candidates}
+def measure_runtimes(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    probe: Probe | None = None,
+    candidates: Sequence[Runtime] | None = None,
+) -> dict[Runtime, float]:
+    """Return the seconds per call of each candidate, fastest of three, on copies of the network.
+
+    Args:
+        network: Network on the processor.
+        input_shape: (channel, x, y, z).
+        probe: What is timed; a training step of 8 volumes when None.
+        candidates: Runtimes to time, plainer ones first; both precisions in both layouts when None.
+    """
+    probe = probe or Probe()
+    if candidates is None:
+        candidates = [Runtime("cpu", dtype, layout) for dtype in ("float32", "bfloat16") for layout in (False, True)]
+    share = probe.seconds / len(candidates)
+    seconds = {
+        candidate: min(_durations(copy.deepcopy(network), input_shape, candidate, probe, share))
+        for candidate in candidates
+    }
+    best = fastest(seconds)
+    if has_compiler() and seconds[best] * probe.expected_calls >= COMPILE_WORTHWHILE:
+        compiled, trial = replace(best, compiled=True), copy.deepcopy(network)
+        trial.compile()
+        try:
+            start = time.perf_counter()
+            per_call = min(_durations(trial, input_shape, compiled, probe, share))
+            compiling = max(0.0, time.perf_counter() - start - (PROBE_REPEATS + 1) * per_call)
+        except Exception as error:  # the compiler and everything it calls; a network that runs uncompiled is no failure
+            logger.warning("torch.compile failed, running uncompiled: %s", str(error).splitlines()[0][:120])
+        else:
+            seconds[compiled] = per_call + compiling / probe.expected_calls
+    return seconds
 
 
 def fastest(seconds: dict[Runtime, float]) -> Runtime:
@@ -144,29 +223,48 @@ def fastest(seconds: dict[Runtime, float]) -> Runtime:
     return best
 
 
-def _seconds_per_step(network: nn.Module, input_shape: Sequence[int], runtime: Runtime) -> float:
-    network.train().to(memory_format=runtime.memory_format)  # type: ignore[call-overload]
+def has_compiler() -> bool:
+    """Return whether there is a C++ compiler for `torch.compile` to use."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+
+
+def _durations(
+    network: nn.Module, input_shape: Sequence[int], runtime: Runtime, probe: Probe, seconds: float
+) -> list[float]:
+    training = probe.purpose == "train"
+    network.train(training).to(memory_format=runtime.memory_format)  # type: ignore[call-overload]
     inferer = RuntimeInferer(runtime)
-    batch = torch.zeros(PROBE_BATCH, *input_shape)
-    durations = []
-    for _ in range(PROBE_REPEATS + 1):  # the first builds kernels and does not count
+    batch = torch.zeros(probe.batch, *input_shape)
+    durations: list[float] = []
+    began = time.perf_counter()
+    while len(durations) <= PROBE_REPEATS and (not durations or time.perf_counter() - began < seconds):
         start = time.perf_counter()
-        inferer(batch, network).sum().backward()
+        with torch.set_grad_enabled(training):
+            outputs = inferer(batch, network)
+            if training:
+                torch.stack([output.sum() for output in _tensors(outputs)]).sum().backward()
         durations.append(time.perf_counter() - start)
-    return min(durations[1:])
+    return durations[1:] or durations  # the first builds kernels and counts only where there is no other
 
 
-def _remembered(network: nn.Module, input_shape: Sequence[int], memory_file: Path | None) -> Runtime:
-    key = _machine_key(network, input_shape)
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _remembered(
+    network: nn.Module, input_shape: Sequence[int], candidates: list[Runtime], probe: Probe, memory_file: Path | None
+) -> Runtime:
+    key = _machine_key(network, input_shape, candidates, probe)
     known = _read_memory(memory_file)
     if key in known:
         return Runtime(**known[key])
     # Dropout in the probe draws from torch's global generator; training must not depend on whether it was measured.
     with torch.random.fork_rng(devices=[]):
-        seconds = measure_runtimes(network, input_shape)
+        seconds = measure_runtimes(network, input_shape, probe, candidates)
     best = fastest(seconds)
-    slowest = max(seconds.values())
-    logger.info("Measured a training step: %s, %.1f times the slowest", best, slowest / seconds[best])
+    what = "a training step" if probe.purpose == "train" else "an inference call"
+    times = "; ".join(f"{candidate}: {duration:.3g} s" for candidate, duration in seconds.items())
+    logger.info("Measured %s of %d x %s: %s", what, probe.batch, "x".join(map(str, input_shape)), times)
     if memory_file is not None:
         memory_file.parent.mkdir(parents=True, exist_ok=True)
         write_text(memory_file, json.dumps({**known, key: asdict(best)}, indent=4))
@@ -184,13 +282,18 @@ def _read_memory(memory_file: Path | None) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _machine_key(network: nn.Module, input_shape: Sequence[int]) -> str:
+def _machine_key(network: nn.Module, input_shape: Sequence[int], candidates: Sequence[Runtime], probe: Probe) -> str:
     layout = [(name, tuple(parameter.shape)) for name, parameter in network.named_parameters()]
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
     machine = (
         torch.__version__,
         platform.processor(),
+        # What torch calls AVX512 is with or without bfloat16.
+        sorted({line for line in lines if line.startswith(("model name", "flags"))}),
         torch.backends.cpu.get_cpu_capability(),
         torch.get_num_threads(),
     )
-    text = repr((layout, tuple(input_shape), machine))
+    # Two networks with the same weights may be computed differently: their text tells them apart.
+    text = repr((str(network), layout, tuple(input_shape), tuple(candidates), probe, machine))
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,12 +1,15 @@
 """Runtime choice: what is measured is remembered, and choosing changes neither weights nor random numbers."""
 
 import json
+import time
 
 import pytest
 import torch
 
 from medvol.errors import MedvolError
-from medvol.inference.runtime import Runtime, RuntimeInferer, choose_runtime, fastest, measure_runtimes
+from medvol.inference import runtime as runtime_module
+from medvol.inference.agreement import agreement
+from medvol.inference.runtime import Probe, Runtime, RuntimeInferer, choose_runtime, fastest, measure_runtimes
 from medvol.networks.resnet3d import resnet3d
 
 CPU = torch.device("cpu")
@@ -89,3 +92,118 @@ def test_mirrored_outputs_are_averaged_over_every_combination_of_axes():
     torch.testing.assert_close(averaged, by_hand)
     torch.testing.assert_close(averaged, mirrored)
     assert not torch.allclose(averaged, network(batch))
+
+
+class Calls(torch.nn.Module):
+    """Remembers how it was called; deep copies share the list."""
+
+    def __init__(self, calls, seconds=0.0):
+        super().__init__()
+        self.calls, self.seconds = calls, seconds
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def __deepcopy__(self, memo):
+        return Calls(self.calls, self.seconds)
+
+    def forward(self, volumes):
+        time.sleep(self.seconds)
+        self.calls.append((len(volumes), self.training, torch.is_grad_enabled()))
+        return [volumes * self.weight, volumes.mean() * self.weight]  # as with deep supervision
+
+
+@pytest.mark.parametrize(("purpose", "expected"), [("train", (8, True, True)), ("infer", (1, False, False))])
+def test_the_probe_runs_the_network_as_the_purpose_will(purpose, expected):
+    calls = []
+    network = Calls(calls)
+    choose_runtime(network, SHAPE, device=CPU, purpose=purpose)
+    assert set(calls) == {expected}
+    assert len(calls) == 4 * 4
+    assert network.training
+    assert network.weight.grad is None
+    calls.clear()
+    choose_runtime(network, SHAPE, device=CPU, purpose=purpose, batch=3)
+    assert {call[0] for call in calls} == {3}
+
+
+def test_slow_candidates_are_called_once_and_no_longer_than_the_probe_may_take():
+    calls = []
+    seconds = measure_runtimes(Calls(calls, 0.02), SHAPE, Probe("infer", seconds=0.04))
+    assert len(calls) == len(seconds) == 4
+    assert min(seconds.values()) >= 0.02
+
+
+def test_a_fixed_layout_is_kept_measured_or_not():
+    assert choose_runtime(small(), SHAPE, device=CPU, channels_last=True).channels_last
+    assert not choose_runtime(small(), SHAPE, device=CPU, channels_last=False).channels_last
+    fixed = choose_runtime(small(), SHAPE, device=CPU, precision="float32", channels_last=True)
+    assert fixed == Runtime("cpu", "float32", True)
+
+
+def test_purpose_batch_and_network_have_memories_of_their_own(tmp_path):
+    memory = tmp_path / "runtime.json"
+    wishes = [{}, {"purpose": "infer"}, {"purpose": "infer", "batch": 2}, {"channels_last": True}]
+    for number, wish in enumerate(wishes, start=1):
+        for _ in range(2):
+            choose_runtime(small(), SHAPE, device=CPU, memory_file=memory, **wish)
+            assert len(json.loads(memory.read_text())) == number
+    # The same weights, computed otherwise.
+    for number, activation in enumerate((torch.nn.ReLU(), torch.nn.Tanh()), start=len(wishes) + 1):
+        other = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), activation)
+        choose_runtime(other, SHAPE, device=CPU, memory_file=memory)
+        assert len(json.loads(memory.read_text())) == number
+
+
+def test_compiling_is_tried_only_for_many_calls_and_pays_for_its_own_time(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Calls, "compile", lambda self: compiled.append(id(self)))
+    monkeypatch.setattr(runtime_module, "has_compiler", lambda: True)
+    network = Calls([])
+    choose_runtime(network, SHAPE, device=CPU, purpose="infer")
+    choose_runtime(network, SHAPE, device=CPU, purpose="infer", expected_calls=10)
+    assert not compiled
+    seconds = measure_runtimes(Calls([], 0.01), SHAPE, Probe("infer", expected_calls=100_000))
+    assert len(compiled) == 1
+    assert sum(runtime.compiled for runtime in seconds) == 1
+    # A gain of 0.2 s per call, compiled in 3 s: lost over 10 calls, won over 100.
+    slow = {Runtime("cpu"): 1.0, Runtime("cpu", compiled=True): 0.8 + 3.0 / 10}
+    assert not fastest(slow).compiled
+    assert fastest({**slow, Runtime("cpu", compiled=True): 0.8 + 3.0 / 100}).compiled
+    monkeypatch.setattr(runtime_module, "has_compiler", lambda: False)
+    assert len(measure_runtimes(Calls([], 0.01), SHAPE, Probe("infer", expected_calls=100_000))) == 4
+
+
+def test_a_network_that_cannot_be_compiled_runs_uncompiled(monkeypatch, caplog):
+    def fail(self):
+        self.forward = None
+
+    monkeypatch.setattr(Calls, "compile", fail)
+    monkeypatch.setattr(runtime_module, "has_compiler", lambda: True)
+    seconds = measure_runtimes(Calls([], 0.01), SHAPE, Probe("infer", expected_calls=100_000))
+    assert not any(runtime.compiled for runtime in seconds)
+    assert "running uncompiled" in caplog.text
+
+
+def test_an_unknown_purpose_is_refused_with_the_nearest():
+    with pytest.raises(MedvolError, match="did you mean 'infer'"):
+        choose_runtime(small(), SHAPE, device=CPU, purpose="infers")
+
+
+def test_agreement_counts_the_labels_that_the_runtime_changes(caplog):
+    class Halves(torch.nn.Module):
+        """Logits that bfloat16 rounds to a tie in one voxel of four: 1.001 becomes 1."""
+
+        def forward(self, volumes):
+            scores = torch.tensor([[2.0, 0.0, 0.999, 3.0], [1.0, 1.0, 1.001, 1.0]]).view(1, 2, 4, 1, 1)
+            rounded = torch.is_autocast_enabled("cpu")
+            return (scores.bfloat16() if rounded else scores).expand(len(volumes), -1, -1, -1, -1)
+
+    network = Halves().train()
+    caplog.set_level("INFO")
+    result = agreement(network, torch.zeros(2, 1, 4, 1, 1), Runtime("cpu", "bfloat16"))
+    assert result.labels == 8
+    assert result.changed == 0.25
+    assert result.max_difference == pytest.approx(0.001, rel=0.01)
+    assert network.training
+    assert len(caplog.records) == 1
+    same = agreement(small(), torch.randn(2, *SHAPE), Runtime("cpu"))
+    assert (same.max_difference, same.changed) == (0.0, 0.0)
