@@ -111,9 +111,9 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        MedvolError: `WRONG_KIND`, `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `WRONG_DIMS`, `WRONG_CHANNELS`, `BAD_LABEL`
-            for masks without whole numbers from 0 on, with more than 255 values or without any structure, or what
-            reading finds, with the case named.
+        MedvolError: `WRONG_KIND`, `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `WRONG_DIMS`, `BAD_LABEL` for
+            masks without whole numbers from 0 on, with more than 255 values or without any structure, or what reading
+            finds, with the case named.
     """
     require_task(study, "segmentation")
     require_images(study)
@@ -124,7 +124,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
     volumes_ml: Counter[int] = Counter()
     sampled, pooled = [], []
     for case in tqdm(cases, desc="Reading the training split", unit="case", disable=not show_progress):
-        mask = _read_mask(case)
+        mask = read_3d(case.case, str(case.label))
         found = value_counts(mask.array, case=case.case)
         counts.update(found)
         holding.update(found.keys())
@@ -185,20 +185,6 @@ def _slabs(array: Array) -> Iterator[Array]:
         yield array
         return
     yield from np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
-
-
-def _read_mask(case: Case) -> Volume:
-    mask = read_3d(case.case, str(case.label))
-    if mask.channel_axis is not None and mask.array.shape[mask.channel_axis] != 1:
-        raise MedvolError(
-            "WRONG_CHANNELS",
-            case=case.case,
-            file=str(case.label),
-            found=f"a mask of shape {mask.array.shape}",
-            expected="one label map, three axes",
-            fix="merge the structures into one file with a value each",
-        )
-    return mask
 
 
 def _sample(case: Case, mask: Volume) -> tuple[SampledCase, Array]:
