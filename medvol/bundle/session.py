@@ -137,7 +137,19 @@ def _running_config() -> dict[str, Any]:
 
 def _defined_config(root: Path) -> list[dict[str, Any]]:
     files = sorted((root / "configs").glob("*.json"))
-    return [json.loads(file.read_text()) for file in files if file.name != "metadata.json"]
+    return [_nested(json.loads(file.read_text())) for file in files if file.name != "metadata.json"]
+
+
+def _nested(config: dict[str, Any]) -> dict[str, Any]:
+    """Return an override file's `a#b#c` ids as nested ones, the way MONAI merges them."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        *parents, name = key.replace("::", "#").split("#")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return result
 
 
 def _unknown_ids(

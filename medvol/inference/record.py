@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from medvol.data.facts import Facts
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_atomically, write_text
+from medvol.transforms.components import Cleaning
 
 WEIGHTS_FILE = "model.pt"
 RECORD_FILE = "model.json"
@@ -41,6 +42,11 @@ class ModelRecord:
     trained_on: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
     cleaning: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def cleanings(self) -> dict[int, Cleaning]:
+        """Post-processing by label."""
+        return {self.facts.classes.index(name): Cleaning.from_dict(steps) for name, steps in self.cleaning.items()}
 
 
 def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecord:
@@ -90,17 +96,22 @@ def save_model(
     folder = Path(model_dir)
     weights = {name: _stored(value, dtype) for name, value in network.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, lambda stream: torch.save(weights, stream))
+    return write_record(folder, replace(record, weights_sha256=file_sha256(folder / WEIGHTS_FILE)))
+
+
+def write_record(model_dir: str | Path, record: ModelRecord) -> ModelRecord:
+    """Write the record atomically beside weights that are there already, and return it as it will be read."""
     values = {
         "format": FORMAT,
         "facts": record.facts.as_dict(),
         "temperature": record.temperature,
-        "weights_sha256": file_sha256(folder / WEIGHTS_FILE),
+        "weights_sha256": record.weights_sha256,
         "trained_on": list(record.trained_on),
         "training": record.training,
         "cleaning": record.cleaning,
     }
-    write_text(folder / RECORD_FILE, json.dumps(values, indent=4))
-    return load_record(folder, {})
+    write_text(Path(model_dir) / RECORD_FILE, json.dumps(values, indent=4))
+    return load_record(model_dir, {})
 
 
 def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord) -> nn.Module:

@@ -65,12 +65,33 @@ def write_mask(
     if not str(path).endswith(MASK_SUFFIX):
         raise MedvolError("CANNOT_WRITE", file=path, found="another kind of file", expected=f"a name in {MASK_SUFFIX}")
     _require_mask(labels, affine, path)
-    header = _header(labels, affine, structures, has_geometry)
+    _write_whole(path, _label_header(labels, affine, structures, has_geometry), labels, labels.dtype)
 
+
+def write_probabilities(
+    path: str | Path, probabilities: npt.NDArray[Any], affine: Affine, *, has_geometry: bool = True
+) -> None:
+    """Write the probabilities of one structure to a .nii.gz file as float32, atomically and verified as masks are.
+
+    Args:
+        path: Ends in .nii.gz.
+        probabilities: Array or memmap of floating point numbers, shape (x, y, z).
+        affine: Voxel index to RAS+ millimetres.
+        has_geometry: Whether `affine` is in millimetres.
+
+    Raises:
+        MedvolError: `DISK_FULL`, `CANNOT_WRITE`; no part of a file is left, an older one stays.
+    """
+    header = _grid_header(probabilities.shape, np.dtype(np.float32), affine, has_geometry)
+    header["descrip"] = b"medvol probability"
+    _write_whole(path, _as_bytes(header), probabilities, np.dtype(np.float32))
+
+
+def _write_whole(path: str | Path, header: bytes, voxels: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
     def write(stream: BinaryIO) -> None:
         compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP)
         checksum, size = 0, 0
-        for block in _blocks(header, labels):
+        for block in _blocks(header, voxels, dtype):
             checksum, size = zlib.crc32(block, checksum), size + len(block)
             stream.write(compressor.compress(block))
         stream.write(compressor.flush())
@@ -137,11 +158,21 @@ def _require_mask(labels: npt.NDArray[Any], affine: Affine, path: str | Path) ->
         raise MedvolError("WRONG_ARRAY", file=path, found="an affine that is not regular", expected="a 4x4 matrix")
 
 
-def _header(labels: npt.NDArray[Any], affine: Affine, structures: Sequence[str], has_geometry: bool) -> bytes:
+def _label_header(labels: npt.NDArray[Any], affine: Affine, structures: Sequence[str], has_geometry: bool) -> bytes:
     """Return header and extensions, up to the first voxel."""
+    header = _grid_header(labels.shape, labels.dtype, affine, has_geometry)
+    header.set_intent(_LABEL_INTENT, name="labels")
+    header["descrip"] = b"medvol labels" if has_geometry else b"medvol labels, voxel space: no millimetres"
+    if structures:
+        text = json.dumps({"medvol_labels": list(structures)})
+        header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, text.encode()))
+    return _as_bytes(header)
+
+
+def _grid_header(shape: Sequence[int], dtype: np.dtype[Any], affine: Affine, has_geometry: bool) -> nib.Nifti1Header:
     header = nib.Nifti1Header()
-    header.set_data_shape(labels.shape)
-    header.set_data_dtype(labels.dtype.newbyteorder("<"))
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype.newbyteorder("<"))
     header.set_slope_inter(1, 0)
     header.set_zooms(spacing_mm(affine))
     code = _SCANNER if has_geometry else _ALIGNED
@@ -149,23 +180,22 @@ def _header(labels: npt.NDArray[Any], affine: Affine, structures: Sequence[str],
     if not is_sheared(affine):
         header.set_qform(affine, code)
     header.set_xyzt_units("mm" if has_geometry else "unknown")
-    header.set_intent(_LABEL_INTENT, name="labels")
-    header["descrip"] = b"medvol labels" if has_geometry else b"medvol labels, voxel space: no millimetres"
-    if structures:
-        text = json.dumps({"medvol_labels": list(structures)})
-        header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, text.encode()))
+    return header
+
+
+def _as_bytes(header: nib.Nifti1Header) -> bytes:
     stream = io.BytesIO()
     header.write_to(stream)
     return stream.getvalue().ljust(int(header.get_data_offset()), b"\0")
 
 
-def _blocks(header: bytes, labels: npt.NDArray[Any]) -> Iterator[bytes]:
+def _blocks(header: bytes, voxels: npt.NDArray[Any], dtype: np.dtype[Any]) -> Iterator[bytes]:
     """Yield the file before compression: x fastest, a few planes of z at a time."""
     yield header
-    step = max(1, _BLOCK_BYTES // (labels[:, :, 0].size * labels.itemsize))
-    for first in range(0, labels.shape[2], step):
-        planes = np.asarray(labels[:, :, first : first + step])
-        yield planes.astype(planes.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
+    step = max(1, _BLOCK_BYTES // (voxels[:, :, 0].size * dtype.itemsize))
+    for first in range(0, voxels.shape[2], step):
+        planes = np.asarray(voxels[:, :, first : first + step])
+        yield planes.astype(dtype.newbyteorder("<"), copy=False).tobytes(order="F")
 
 
 def _verify(stream: BinaryIO, checksum: int, size: int) -> None:

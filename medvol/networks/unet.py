@@ -16,6 +16,7 @@ from monai.networks.nets.segresnet_ds import scales_for_resolution
 from torch import Tensor
 
 from medvol.errors import MedvolError
+from medvol.networks.fast_norm import use_fast_norm
 
 
 @final
@@ -81,7 +82,7 @@ def unet(
         supervised: Outputs while training, one per resolution from the finest on.
     """
     levels = levels_for(spatial_size, spacing_mm)
-    return ResidualUNet(
+    network = ResidualUNet(
         spatial_dims=3,
         init_filters=width,
         in_channels=in_channels,
@@ -91,3 +92,5 @@ def unet(
         dsdepth=min(supervised, levels - 1),
         resolution=None if spacing_mm is None else tuple(spacing_mm),
     )
+    use_fast_norm(network)
+    return network

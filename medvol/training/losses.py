@@ -71,8 +71,8 @@ def classification_loss(
 class DeepDiceCeLoss(nn.Module):
     """Dice plus cross-entropy (MONAI's DiceCELoss) at every output of a network with deep supervision.
 
-    Soft Dice takes the batch as one volume, as nnU-Net does where a structure may be absent from a patch, and leaves out
-    the background. An output of half the resolution weighs half (Isensee et al., Nature Methods 2021). MONAI's own
+    Soft Dice takes the batch as one volume, as nnU-Net does where a structure may be absent from a patch, and leaves
+    out the background. An output of half the resolution weighs half (Isensee et al., Nature Methods 2021). MONAI's own
     DeepSupervisionLoss takes coarse targets half a voxel off: voxel i of a convolution of stride 2 is centred on voxel
     2i of the finer grid, not on 2i + 1.
     """

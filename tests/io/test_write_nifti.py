@@ -173,3 +173,15 @@ def test_masks_are_named_after_their_cases(tmp_path):
 def test_two_cases_never_get_one_file(tmp_path, refused, pair):
     with refused("SAME_OUTPUT", pair[0]):
         mask_paths(tmp_path, pair)
+
+
+def test_probabilities_are_written_as_they_are_on_the_grid(tmp_path):
+    from medvol.io.write_nifti import write_probabilities
+
+    values = np.random.default_rng(0).random((7, 8, 9)).astype(np.float16)
+    affine = np.array([[-1.0, 0.2, 0, 4], [0.1, 1.5, 0, 5], [0, 0, 3, 6], [0, 0, 0, 1]])
+    write_probabilities(tmp_path / "a.liver.nii.gz", np.asfortranarray(values), affine)
+    image = nib.load(tmp_path / "a.liver.nii.gz")
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), values.astype(np.float32))
+    np.testing.assert_allclose(image.affine, affine, atol=1e-6)

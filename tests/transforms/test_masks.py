@@ -56,7 +56,7 @@ def test_a_value_that_training_did_not_know_is_refused_with_the_value(wrong, val
         class_indices(np.array([0.0, wrong]), values, case="a")
     assert caught.value.code == "BAD_LABEL"
     assert caught.value.case == "a"
-    assert ("not finite" if wrong != wrong else f"{wrong:g}") in str(caught.value)
+    assert ("not finite" if np.isnan(wrong) else f"{wrong:g}") in str(caught.value)
 
 
 def test_a_mask_on_another_grid_is_refused_and_resampled_on_request():
@@ -136,8 +136,8 @@ def test_in_evaluation_the_mask_stays_on_the_source_grid_and_the_image_is_that_o
 def test_a_refusal_names_the_case(study):
     from medvol.data.cache_chain import run
 
+    chain = training_preprocessing(facts(label_values=(0, 5, 9)), patch_size=(8, 8, 8))
     with pytest.raises(MedvolError) as caught:
-        chain = training_preprocessing(facts(label_values=(0, 5, 9)), patch_size=(8, 8, 8))
         run(chain, study, start=0, case="a")
     assert find_refusal(caught.value).code == "BAD_LABEL"
     assert "255" in str(caught.value)
