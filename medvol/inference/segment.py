@@ -146,7 +146,5 @@ class WriteMasks:
         self.written[case] = self.paths[case]
         maps = () if segmented.probabilities is None else segmented.probabilities
         for name, probabilities in zip(self.probabilities_of, maps, strict=True):
-            self.probabilities_of, () if segmented.probabilities is None else segmented.probabilities, strict=True
-        ):
             path = self.paths[case].with_name(self.paths[case].name.replace(".nii.gz", f".{name}.nii.gz"))
             write_probabilities(path, probabilities, segmented.affine)
