@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations, product
+from itertools import combinations, product, repeat
 from typing import Any, final
 
 import torch
@@ -151,6 +151,7 @@ class SlidingWindow(Inferer):
             for row, next_row in zip(plan.rows, [*plan.rows[1:], None], strict=True):
                 for start, logits in self._predict_row(plan, row, predict):
                     buffer.add(start, logits)
+                    del logits  # else one window's logits would stay in memory while the next is predicted
                     bar.update()
                 # The planes before the next row's first are touched by nothing that follows.
                 count = (next_row[0][plan.axis] if next_row else plan.size[plan.axis]) - buffer.start
@@ -172,8 +173,7 @@ class SlidingWindow(Inferer):
             else:
                 alike.setdefault(values if self.skip_air else start, []).append(start)
         for group in alike.values():
-            logits = predict(plan.cut(group[0])[None])[0]
-            yield from ((start, logits) for start in group)
+            yield from zip(group, repeat(predict(plan.cut(group[0])[None])[0]), strict=False)
         for first in range(0, len(others), self.batch_size):
             chosen = others[first : first + self.batch_size]
             yield from zip(chosen, predict(torch.stack([plan.cut(start) for start in chosen])), strict=True)
