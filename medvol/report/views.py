@@ -102,8 +102,8 @@ def cut_views(
             View(
                 plane=plane,
                 grey=scaled.clip(0, 255).astype(np.uint8),
-                pred=_slice(predicted, axis, place[axis]).copy(),  # a view would keep the whole volume alive
-                truth=_slice(true, axis, place[axis]).copy(),
+                pred=_slice(predicted, axis, place[axis]),
+                truth=_slice(true, axis, place[axis]),
                 row_mm=steps_mm[down],
                 column_mm=steps_mm[across],
                 letters="" if affine is None else _LETTERS[plane],
@@ -132,7 +132,10 @@ def _turned_steps_mm(affine: Affine | None) -> tuple[float, float, float]:
 
 
 def _slice(array: Array, axis: int, index: int) -> Array:
-    """Return a slice with rows downwards: both remaining axes run against the world's."""
+    """Return a copy of a slice with rows downwards: both remaining axes run against the world's.
+
+    A view would keep the whole volume alive; `np.take` copies.
+    """
     return np.asarray(np.take(array, index, axis=axis)[::-1, ::-1].T)
 
 

@@ -252,7 +252,8 @@ def test_the_pictures_are_readable_images_with_something_on_them(tmp_path):
     assert set(pictures) == {"overlays.png", "dice_by_case.png"}
     pixels = np.asarray(Image.open(pictures["overlays.png"]).convert("RGB")).astype(int)
     assert min(pixels.shape[:2]) > 500
-    coloured = pixels.max(axis=2) - pixels.min(axis=2) > 80
+    slices = pixels[: int(0.93 * len(pixels))]  # the legend below has colours of its own
+    coloured = slices.max(axis=2) - slices.min(axis=2) > 80
     assert 500 < coloured.sum() < 0.2 * coloured.size
     assert np.asarray(Image.open(pictures["dice_by_case.png"]).convert("L")).std() > 5
 
