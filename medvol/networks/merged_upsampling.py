@@ -37,9 +37,9 @@ class FastUpBlock(nn.Module):
         channels = up.shape[1]
         first, shortcut = block.conv1.conv.weight, block.conv3.conv.weight
         out = functional.conv3d(skip, first[:, channels:], padding=1)
-        out = add_children(out, functional.conv3d(small, merged_kernel(up, first[:, :channels]), padding=1))
+        out += spread_children(functional.conv3d(small, merged_kernel(up, first[:, :channels]), padding=1), overlap=1)
         residual = functional.conv3d(skip, shortcut[:, channels:])
-        residual = add_children(residual, functional.conv3d(small, merged_pointwise(up, shortcut[:, :channels])))
+        residual += spread_children(functional.conv3d(small, merged_pointwise(up, shortcut[:, :channels])))
         out = block.conv2(block.lrelu(block.norm1(out)))
         out = block.norm2(out)
         out += block.norm3(residual)
@@ -86,46 +86,54 @@ def merged_pointwise(up: Tensor, kernel: Tensor) -> Tensor:
         return merged.reshape(-1, len(up), 1, 1, 1)
 
 
-def add_children(large: Tensor, parts: Tensor) -> Tensor:
-    """Add to every voxel of a doubled grid the channels computed for it on the small grid, in place; return `large`.
+def spread_children(parts: Tensor, overlap: int = 0) -> Tensor:
+    """Return the doubled grid whose voxels have the channels that were computed for them on the small grid.
 
     Args:
-        large: (batch, channel, 2x, 2y, 2z).
-        parts: (batch, 8 * channel, x, y, z); or one longer along each axis, where grid point g belongs to the voxels
-            2g - 2 + p for which it saw the small voxels g - 1 and g, as a kernel of 2 with padding 1 does.
+        parts: (batch, 8 * channel, x + overlap, y + overlap, z + overlap), position within the doubled voxel first.
+        overlap: 1 for the longer grid of a kernel of 2 with padding 1, whose point g has seen the small voxels g - 1
+            and g: position p of the doubled voxel takes it at g = c + p.
+
+    Returns:
+        (batch, channel, 2x, 2y, 2z), channels last.
     """
-    result: Tensor = _AddChildren.apply(large, parts)
+    result: Tensor = _Spread.apply(parts, overlap)
     return result
 
 
-class _AddChildren(torch.autograd.Function):
-    """Add to every doubled voxel 2c + p the channels of position p at grid point c, or c + p of the longer grid."""
+class _Spread(torch.autograd.Function):
+    """Doubled voxel 2c + p takes the channels of position p at grid point c, or c + p of the longer grid."""
 
     @staticmethod
-    def forward(ctx: Any, large: Tensor, parts: Tensor) -> Tensor:
-        ctx.mark_dirty(large)
-        ctx.parts = parts.shape
-        for child, part in zip(_children(large), _positions(parts, large), strict=True):
-            child.add_(part)
-        return large
+    def forward(ctx: Any, parts: Tensor, overlap: int) -> Tensor:
+        ctx.overlap, ctx.shape = overlap, parts.shape
+        parts = parts.permute(0, 2, 3, 4, 1).contiguous()
+        size = [2 * (length - overlap) for length in parts.shape[1:4]]
+        large = parts.new_empty(len(parts), *size, parts.shape[-1] // 8)
+        for child, part in _pairs(large, parts, overlap):
+            child.copy_(part)
+        return large.permute(0, 4, 1, 2, 3)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        for_parts = gradient.new_zeros(ctx.parts).contiguous(memory_format=torch.channels_last_3d)
-        for child, part in zip(_children(gradient), _positions(for_parts, gradient), strict=True):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.permute(0, 2, 3, 4, 1).contiguous()
+        batch, channels, *size = ctx.shape
+        for_parts = gradient.new_zeros(batch, *size, channels)
+        for child, part in _pairs(gradient, for_parts, ctx.overlap):
             part.copy_(child)
-        return gradient, for_parts
+        return for_parts.permute(0, 4, 1, 2, 3), None
 
 
-def _children(large: Tensor) -> list[Tensor]:
-    return [large[:, :, p::2, q::2, r::2] for p, q, r in product(range(2), repeat=3)]
-
-
-def _positions(parts: Tensor, large: Tensor) -> list[Tensor]:
-    x, y, z = (length // 2 for length in large.shape[2:])
-    further = parts.shape[2] - x  # 1 on the longer grid
-    places = [[further * step for step in place] for place in product(range(2), repeat=3)]
-    return [
-        part[:, :, p : p + x, q : q + y, r : r + z] for part, (p, q, r) in zip(parts.chunk(8, 1), places, strict=True)
-    ]
+def _pairs(large: Tensor, parts: Tensor, overlap: int) -> list[tuple[Tensor, Tensor]]:
+    """Return views of the doubled voxels at each position and of the small grid's channels for them."""
+    channels = large.shape[-1]
+    if channels * large.element_size() % 8 == 0:  # short rows of 2-byte numbers are copied one by one: 4 at once
+        large, parts, channels = large.view(torch.int64), parts.view(torch.int64), channels * large.element_size() // 8
+    x, y, z = (length // 2 for length in large.shape[1:4])
+    pairs = []
+    for number, (p, q, r) in enumerate(product(range(2), repeat=3)):
+        i, j, k = p * overlap, q * overlap, r * overlap
+        own = parts[:, i : i + x, j : j + y, k : k + z, number * channels : (number + 1) * channels]
+        pairs.append((large[:, p::2, q::2, r::2], own))
+    return pairs

@@ -1,5 +1,6 @@
 """Swin UNETR against MONAI's own: names, outputs, gradients, sizes, weights."""
 
+import itertools
 import pickle
 import re
 
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from medvol.errors import MedvolError
 from medvol.networks import window_attention
-from medvol.networks.merged_upsampling import add_children, merged_kernel, merged_pointwise
+from medvol.networks.merged_upsampling import merged_kernel, merged_pointwise, spread_children
 from medvol.networks.swin_unetr import swin_unetr
 from medvol.networks.swin_weights import load_swin_unetr_weights
 from medvol.networks.window_attention import attend, window_plan
@@ -196,8 +197,7 @@ def test_merged_kernels_equal_the_transposed_convolution_and_the_convolution_in_
         kernel = torch.randn(4, 5, edge, edge, edge, dtype=torch.float64, requires_grad=True)
         expected = functional.conv3d(functional.conv_transpose3d(small, up, stride=2), kernel, padding=edge // 2)
         merged = merged_kernel(up, kernel) if edge == 3 else merged_pointwise(up, kernel)
-        start = torch.zeros_like(expected, memory_format=torch.channels_last_3d)
-        result = add_children(start, functional.conv3d(small, merged, padding=edge // 2))
+        result = spread_children(functional.conv3d(small, merged, padding=edge // 2), overlap=edge // 2)
         torch.testing.assert_close(result, expected)
         upstream = torch.randn_like(expected)
         for mine, theirs in zip(
@@ -313,3 +313,12 @@ def test_files_that_are_no_checkpoints_are_refused_and_no_code_of_theirs_runs(tm
             load_swin_unetr_weights(fresh(), path)
     with pytest.raises(MedvolError, match="BAD_WEIGHTS"):
         load_swin_unetr_weights(fresh(), tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(4, torch.bfloat16), (3, torch.bfloat16), (3, torch.float32)])
+def test_children_are_spread_in_every_type_and_for_rows_of_any_length(channels, dtype):
+    parts = torch.arange(8 * channels * 2 * 3 * 2).view(1, 8 * channels, 2, 3, 2).remainder(251).to(dtype)
+    large = spread_children(parts)
+    for number, (p, q, r) in enumerate(itertools.product(range(2), repeat=3)):
+        expected = parts[:, number * channels : (number + 1) * channels]
+        assert torch.equal(large[:, :, p::2, q::2, r::2], expected)
