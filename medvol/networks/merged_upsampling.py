@@ -9,6 +9,7 @@ concatenation is ever written. At 96 cubed and 48 channels this is a ninth of al
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any, final
 
@@ -60,7 +61,7 @@ def merged_kernel(up: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         (8 * result channel, small channel, 2, 2, 2): position p within the doubled voxel first, x slowest.
     """
-    with torch.autocast(up.device.type, enabled=False):
+    with _without_autocast(up.device.type):
         exact = torch.promote_types(up.dtype, torch.float32)
         chosen = torch.zeros(2, 2, 3, 2, dtype=exact, device=up.device)  # p, j, t + 1, q
         for p in range(2):
@@ -81,7 +82,7 @@ def merged_pointwise(up: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         (8 * result channel, small channel, 1, 1, 1): position within the doubled voxel first, x slowest.
     """
-    with torch.autocast(up.device.type, enabled=False):
+    with _without_autocast(up.device.type):
         merged = torch.einsum("impqr,om->pqroi", up, kernel.flatten(1))
         return merged.reshape(-1, len(up), 1, 1, 1)
 
@@ -137,3 +138,8 @@ def _pairs(large: Tensor, parts: Tensor, overlap: int) -> list[tuple[Tensor, Ten
         own = parts[:, i : i + x, j : j + y, k : k + z, number * channels : (number + 1) * channels]
         pairs.append((large[:, p::2, q::2, r::2], own))
     return pairs
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast; the planner counts memory on the meta device, which knows none."""
+    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
