@@ -124,7 +124,7 @@ def _plan(options: argparse.Namespace) -> None:
     file = options.output or options.bundle / "configs" / PLAN_FILE
     write_plan(plan, file, stated)
     for name, value, reason in plan_rows(plan):
-        print(f"{name:<18}{value:<18}{reason}")
+        print(f"{name:<18} {value:<22} {reason}")
     for note in plan.notes:
         print(f"note: {note}")
     train = options.bundle / "configs" / "train.json"

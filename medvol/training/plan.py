@@ -263,7 +263,8 @@ def _fit(problem: Problem, fingerprint: Fingerprint, options: PlanOptions) -> tu
         fit, seconds = fit_to_minutes(problem, fit, options.minutes, device, keep_batch=keep_batch, keep_size=keep_size)
     elif options.measure_time:
         seconds = seconds_per_step(problem, fit, device)
-    reasons = why_fit(fit, median, memory_gb=budget_gb, minutes=options.minutes, stated=(keep_size, keep_batch))
+    limit = f"{options.minutes:g} minutes" if options.minutes else f"{most:,} voxels, for want of stated minutes"
+    reasons = why_fit(fit, median, memory_gb=budget_gb, limit=limit, stated=(keep_size, keep_batch))
     return fit, seconds, reasons
 
 

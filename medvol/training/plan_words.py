@@ -22,7 +22,7 @@ def why_structures(
 
 
 def why_fit(
-    fit: Fit, median: Sequence[int], *, memory_gb: float, minutes: float | None, stated: tuple[bool, bool]
+    fit: Fit, median: Sequence[int], *, memory_gb: float, limit: str, stated: tuple[bool, bool]
 ) -> dict[str, str]:
     """Return the reasons for patch, batch, depth and memory.
 
@@ -30,7 +30,7 @@ def why_fit(
         fit: What was chosen.
         median: Voxels of the median training volume on the working grid.
         memory_gb: The budget.
-        minutes: The budget.
+        limit: What else limits the patch.
         stated: Whether the user stated the patch, and the batch.
     """
     padded = [-(-length // step) * step for length, step in zip(median, fit.multiple, strict=True)]
@@ -40,8 +40,7 @@ def why_fit(
     elif math.prod(fit.size) >= math.prod(padded):
         patch = f"{volume}, padded to multiples of {_size(fit.multiple)}"
     else:
-        limit = f"{memory_gb:.1f} GB" + (f" and {minutes:g} minutes" if minutes else " and a few seconds per step")
-        patch = f"the part of {volume}, that fits into {limit}; multiples of {_size(fit.multiple)}"
+        patch = f"as much of {volume}, as fits into {memory_gb:.1f} GB and {limit}; multiples of {_size(fit.multiple)}"
     levels = max(fit.multiple).bit_length()
     memory = fit.memory
     parts = f"weights and optimiser {memory.weights_gb + memory.state_gb:.2f}, one step {memory.tensors_gb:.2f}"
