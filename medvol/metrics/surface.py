@@ -10,8 +10,8 @@ Words and rules:
   Internet Res 2021, with voxels instead of surface elements, as MONAI has it).
 
 Distances come from a k-d tree of the surface's positions. Distance transforms of the bounding box give the same numbers
-and take twice as long on 25 organs in 160 x 256 x 256 voxels (`tests/benchmarks/bench_metrics.py`), five times on one of
-120 voxels across; they need memory for the box instead of the surface, and they are wrong on sheared grids.
+and take twice as long on 25 organs in 160 x 256 x 256 voxels (`tests/benchmarks/bench_metrics.py`), five times on one
+of 120 voxels across; they need memory for the box instead of the surface, and they are wrong on sheared grids.
 """
 
 from __future__ import annotations
