@@ -41,11 +41,21 @@ SOME_FAILED = 3
 """Exit code of an inference in which some cases could not be read."""
 
 
-def new_record(study: Study, facts: Facts, *, bundle: str, seeds: dict[str, int]) -> ModelRecord:
-    """Return the record of a training that begins."""
+def new_record(
+    study: Study, facts: Facts, *, bundle: str, seeds: dict[str, int], network: dict[str, Any] | None = None
+) -> ModelRecord:
+    """Return the record of a training that begins.
+
+    Args:
+        study: What is trained on.
+        facts: What was fitted on its training split.
+        bundle: Name of the bundle.
+        seeds: Of the run.
+        network: Numbers that decide the architecture and that a user may change.
+    """
     seen = sorted({patient_digest(case.patient) for case in study.cases if case.split in ("train", "val")})
     training = {"bundle": bundle, **seeds, "data_sha256": content_hash(study)}
-    return ModelRecord(facts=facts, trained_on=tuple(seen), training=training)
+    return ModelRecord(facts=facts, trained_on=tuple(seen), training=training, network=dict(network or {}))
 
 
 def finish_training(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
@@ -125,14 +125,18 @@ class CollectCases:
         )
 
 
-def finish_evaluation(session: Session, collected: CollectCases, record: ModelRecord, split: str) -> None:
+def finish_evaluation(
+    session: Session, collected: CollectCases, segment: SegmentCases, record: ModelRecord, split: str
+) -> None:
     """Write metrics, the table of cases and pictures of the evaluated split, and run.json."""
     files = write_evaluation(session.output_dir, collected.cases, bundle=session.bundle, split=split)
-    facts = {"weights_sha256": record.weights_sha256, "training": record.training}
+    facts = {"weights_sha256": record.weights_sha256, "training": record.training, **_agreement(segment)}
     write_run(session, "evaluate", facts, [*files, *collected.masks.written.values()])
 
 
-def finish_inference(session: Session, collected: CollectCases, dataset: VolumesToPredict, record: ModelRecord) -> None:
+def finish_inference(
+    session: Session, collected: CollectCases, segment: SegmentCases, dataset: VolumesToPredict, record: ModelRecord
+) -> None:
     """Write predictions.csv and run.json; end with exit code 3 when some cases could not be read, 1 when none could.
 
     Raises:
@@ -146,10 +150,15 @@ def finish_inference(session: Session, collected: CollectCases, dataset: Volumes
         collected.cases.add_failure(failure)
     path = write_predictions(session.output_dir / "predictions.csv", collected.cases)
     logger.info("Segmented %d cases, %d could not be read", len(written), len(failures))
-    summary = {"weights_sha256": record.weights_sha256, "predicted": len(written), "failed": len(failures)}
+    counts = {"predicted": len(written), "failed": len(failures)}
+    summary = {"weights_sha256": record.weights_sha256, **counts, **_agreement(segment)}
     write_run(session, "inference", summary, [path, *written.values()])
     if failures:
         raise SystemExit(SOME_FAILED)
+
+
+def _agreement(segment: SegmentCases) -> dict[str, Any]:
+    return {} if segment.agreement is None else {"against_float32": asdict(segment.agreement)}
 
 
 def _structures(facts: Facts) -> dict[str, int]:

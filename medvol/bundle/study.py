@@ -12,7 +12,6 @@ from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits, fold_splits
 from medvol.data.table import Study, items, require_images, require_task, write_table
 from medvol.errors import MedvolError
-from medvol.phantoms.body import STRUCTURES
 from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
 logger = logging.getLogger(__name__)
@@ -20,7 +19,6 @@ logger = logging.getLogger(__name__)
 COHORT_FOLDER = "synthetic_cohort"
 TABLE_FILE = "cases.csv"
 COHORT_CLASSES = ("vessel", "aneurysm")  # the last of two classes is the positive one
-COHORT_STRUCTURES = ("background", *sorted(STRUCTURES, key=STRUCTURES.__getitem__))
 COHORT_CASES_PREDICTED = 16
 FOLDS = 5
 
@@ -84,7 +82,7 @@ def segmentation_study(
         study = open_study(str(dataset_dir), label_column=label_column)
     else:
         logger.info("No --dataset_dir: using a synthetic cohort, organs of a small body, in %s", output_dir)
-        study = open_study(str(segmentation_cohort(Path(output_dir) / COHORT_FOLDER)), classes=COHORT_STRUCTURES)
+        study = open_study(str(segmentation_cohort(Path(output_dir) / COHORT_FOLDER)))
     require_task(study, "segmentation")
     require_images(study)
     if split == "fractions":

@@ -34,6 +34,7 @@ class ModelRecord:
         trained_on: Digests of the patients in the training and validation split, so that a test on them is refused.
         training: Seeds, epochs, data hash and whatever else documents the run.
         cleaning: Segmentation: post-processing of each structure that helped on validation, by class name.
+        network: Numbers that decide the architecture and that a user may change, such as `width`.
     """
 
     facts: Facts
@@ -42,6 +43,7 @@ class ModelRecord:
     trained_on: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
     cleaning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cleanings(self) -> dict[int, Cleaning]:
@@ -49,19 +51,22 @@ class ModelRecord:
         return {self.facts.classes.index(name): Cleaning.from_dict(steps) for name, steps in self.cleaning.items()}
 
 
-def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecord:
+def load_record(
+    model_dir: str | Path, shipped: Mapping[str, Any], shipped_network: Mapping[str, Any] | None = None
+) -> ModelRecord:
     """Return the record in `model_dir`, or the one that the bundle ships with when nothing was trained yet.
 
     Args:
         model_dir: The bundle's `models` folder.
         shipped: Facts to start from where there is no record, as in the bundle's metadata.
+        shipped_network: The architecture's numbers to start from.
 
     Raises:
         MedvolError: `BAD_RECORD` for a file that is not a record.
     """
     path = Path(model_dir) / RECORD_FILE
     if not path.is_file():
-        return ModelRecord(facts=Facts.from_dict(dict(shipped)))
+        return ModelRecord(facts=Facts.from_dict(dict(shipped)), network=dict(shipped_network or {}))
     try:
         values = json.loads(path.read_text())
         return ModelRecord(
@@ -71,6 +76,7 @@ def load_record(model_dir: str | Path, shipped: Mapping[str, Any]) -> ModelRecor
             trained_on=tuple(values["trained_on"]),
             training=values["training"],
             cleaning=values.get("cleaning", {}),
+            network=values.get("network", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise MedvolError(
@@ -109,6 +115,7 @@ def write_record(model_dir: str | Path, record: ModelRecord) -> ModelRecord:
         "trained_on": list(record.trained_on),
         "training": record.training,
         "cleaning": record.cleaning,
+        "network": record.network,
     }
     write_text(Path(model_dir) / RECORD_FILE, json.dumps(values, indent=4))
     return load_record(model_dir, {})

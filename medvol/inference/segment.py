@@ -12,13 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
+from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
+from torch import nn
 
 from medvol.data.facts import Facts
 from medvol.errors import require_choice
+from medvol.inference.agreement import LabelAgreement, agreement
+from medvol.inference.runtime import Runtime
 from medvol.inference.segmented import SegmentedVolume, predict_labels
 from medvol.inference.sliding_window import SlidingWindow
 from medvol.inference.source_grid import label_dtype
+from medvol.inference.windows import plan_windows
 from medvol.io.write_nifti import mask_paths, write_probabilities
 from medvol.metrics.overlap import confusion_counts, dice_of_counts
 from medvol.transforms.components import Cleaning, clean_labels
@@ -38,6 +43,8 @@ class SegmentCases:
         scratch: Folder for label maps while they are worked on.
         cleanings: Post-processing by label, as stored with the model.
         probabilities_of: Names of the structures whose probabilities are kept for `WriteMasks`.
+        compared: Runtime of the window. When it is not float32, the middle window of the first case is run in both, to
+            say how many labels the chosen precision changes; `agreement` has the answer.
 
     Raises:
         MedvolError: `UNKNOWN_OPTION` for a structure that the model does not know.
@@ -51,6 +58,7 @@ class SegmentCases:
         scratch: str | Path,
         cleanings: Mapping[int, Cleaning] | None = None,
         probabilities_of: Sequence[str] = (),
+        compared: Runtime | None = None,
     ) -> None:
         for name in probabilities_of:
             require_choice("save_probabilities", name, facts.classes)
@@ -59,10 +67,14 @@ class SegmentCases:
         self.classes = facts.classes
         self.scratch = Path(scratch)
         self.cleanings = dict(cleanings or {})
+        self.compared = compared
+        self.agreement: LabelAgreement | None = None
 
     def __call__(self, engine: SupervisedEvaluator, item: dict[str, Any]) -> dict[str, Any]:
         """Return the output for an item with `image` and perhaps `label` and `shown`."""
         with engine.mode(engine.network):
+            if self.compared is not None and self.compared.dtype != "float32" and self.agreement is None:
+                self.agreement = self._compare(item["image"], engine.network, self.compared)
             found = predict_labels(
                 item["image"],
                 engine.network,
@@ -77,6 +89,13 @@ class SegmentCases:
         pred, truth = segmented.grid.ras_view(segmented.labels), item["label"].as_tensor()[0].numpy()
         dice = self._dice(pred, truth)
         return {**output, "pred": pred, "label": truth, "shown": item["shown"].as_tensor()[0].numpy(), "dice": dice}
+
+    def _compare(self, image: MetaTensor, network: nn.Module, runtime: Runtime) -> LabelAgreement:
+        plan = plan_windows(image.as_tensor(), self.window.patch_size, self.window.overlap)
+        row = plan.rows[len(plan.rows) // 2]
+        first = network[0] if isinstance(network, nn.ModuleList) else network
+        device = next(first.parameters()).device
+        return agreement(first, plan.cut(row[len(row) // 2])[None].to(device), runtime)
 
     def _cleaned(self, segmented: SegmentedVolume) -> SegmentedVolume:
         if not self.cleanings:

@@ -12,6 +12,7 @@ out of the table, where a model could read it as a covariate.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -160,6 +161,10 @@ def segmentation_cohort(
         scene_of = partial(body_scene, size=shape, geometry=layout in _WITH_GEOMETRY)
         rows, truth = separate_cases(place, draws, scene_of, layout)
         write_rows(rows, place / TABLE)
+        # What a case table cannot say stands beside it; `medvol.data` reads it there.
+        names = ["background", *sorted(STRUCTURES, key=STRUCTURES.__getitem__)]
+        facts = {"task": "segmentation", "classes": names, "laterality_matters": True}
+        (place / TABLE).with_suffix(".study.json").write_text(json.dumps(facts, indent=4) + "\n")
         contrast = {part.name: abs(part.hu) / BODY_NOISE_HU for part in ORGANS if part.label}
         return {"structures": STRUCTURES, "contrast_to_noise": contrast, "truth": truth}
 

@@ -1,8 +1,6 @@
 """Every bundle trained, evaluated and applied with MONAI's own command, from another working directory."""
 
-import csv
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, run
+from monai.bundle import ConfigWorkflow
 
 from medvol.errors import find_refusal
 from medvol.phantoms.cohort import classification_cohort
@@ -23,44 +21,30 @@ QUIET = {"show_progress": False, "precision": "float32"}
 pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI warns of expressions in any config
 
 
-@pytest.fixture(autouse=True)
-def leave_no_trace(monkeypatch, tmp_path):
-    """Run elsewhere, and undo what a bundle's logging.conf and `begin` set for the process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
-    yield
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     return classification_cohort(tmp_path_factory.mktemp("study") / "cohort", patients=15, size=(22, 21, 20))
 
 
-def bundle_run(bundle, modes, output, **options):
-    files = [str(bundle / "configs" / f"{mode}.json") for mode in modes]
-    run(config_file=files if len(files) > 1 else files[0], bundle_root=str(bundle), output_dir=str(output), **options)
+@pytest.fixture
+def train(bundle_run):
+    def run_training(bundle, output, dataset, **options):
+        defaults = {"max_epochs": 2, "batch_size": 8, "model_dir": str(output / "models"), **QUIET}
+        bundle_run(bundle, ["train"], output, dataset_dir=str(dataset), **{**defaults, **options})
+
+    return run_training
 
 
-def train(bundle, output, dataset, **options):
-    defaults = {"max_epochs": 2, "batch_size": 8, "model_dir": str(output / "models"), **QUIET}
-    bundle_run(bundle, ["train"], output, dataset_dir=str(dataset), **{**defaults, **options})
+@pytest.fixture
+def predict(bundle_run):
+    def run_inference(bundle, output, dataset, models):
+        bundle_run(bundle, ["inference"], output, dataset_dir=str(dataset), model_dir=str(models), show_progress=False)
 
-
-def predict(bundle, output, dataset, models):
-    bundle_run(bundle, ["inference"], output, dataset_dir=str(dataset), model_dir=str(models), show_progress=False)
-
-
-def rows_of(path):
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+    return run_inference
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(bundle, cohort, tmp_path):
+def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(bundle, cohort, tmp_path, bundle_run, train, rows_of):
     output, models = tmp_path / "out put", tmp_path / "out put" / "models"
     train(bundle, output, cohort)
     weights = torch.load(models / "model.pt", weights_only=True)
@@ -104,7 +88,7 @@ def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(bundle, cohort, 
         assert (output / name).stat().st_size > 100, name
 
 
-def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(cohort, tmp_path):
+def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(cohort, tmp_path, train):
     weights = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(BUNDLES[-1], tmp_path / name, cohort, seed=seed)
@@ -113,13 +97,13 @@ def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(co
     assert not all(torch.equal(weights["a"][key], weights["c"][key]) for key in weights["a"])
 
 
-def test_tensorboard_is_written_when_asked_for(cohort, tmp_path):
+def test_tensorboard_is_written_when_asked_for(cohort, tmp_path, train):
     pytest.importorskip("tensorboard", reason="needs the extra `track`")
     train(BUNDLES[-1], tmp_path / "o", cohort, max_epochs=1, tensorboard=True)
     assert any((tmp_path / "o" / "tensorboard").iterdir())
 
 
-def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle(tmp_path):
+def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle(tmp_path, bundle_run, train):
     rng = np.random.default_rng(0)
     study = tmp_path / "arrays"
     study.mkdir()
@@ -152,7 +136,7 @@ def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle
         ({"spatial_size": [4, 4]}, "UNKNOWN_OPTION.*three positive numbers"),
     ],
 )
-def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path):
+def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path, train):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Exception) as wrapped:  # noqa: PT011 - MONAI wraps the refusal in RuntimeErrors of its own
         train(BUNDLES[-1], tmp_path / "o", options.pop("dataset_dir", cohort), **options)
@@ -164,7 +148,7 @@ def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path
     assert re.search(expected, str(refusal)), str(refusal)
 
 
-def test_a_segmentation_study_is_of_the_wrong_kind(tmp_path):
+def test_a_segmentation_study_is_of_the_wrong_kind(tmp_path, train):
     from medvol.phantoms.cohort import segmentation_cohort
 
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
@@ -172,7 +156,7 @@ def test_a_segmentation_study_is_of_the_wrong_kind(tmp_path):
     assert find_refusal(wrapped.value).code == "WRONG_KIND"
 
 
-def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path):
+def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path, bundle_run, train):
     train(BUNDLES[-1], tmp_path / "o", cohort)
     leaky = cohort.parent / "leaky.csv"
     text = cohort.read_text().replace(",train,", ",swap,").replace(",test,", ",train,").replace(",swap,", ",test,")
@@ -189,7 +173,7 @@ def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path):
     assert find_refusal(wrapped.value).code == "LEAK"
 
 
-def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, tmp_path):
+def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, tmp_path, train, predict, rows_of):
     train(BUNDLES[-1], tmp_path / "o", cohort)
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -205,7 +189,7 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
     assert rows[-1]["error"].startswith(("TRUNCATED", "CORRUPT"))
 
 
-def test_inference_before_training_says_so(cohort, tmp_path):
+def test_inference_before_training_says_so(cohort, tmp_path, predict):
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         predict(BUNDLES[-1], tmp_path / "p", cohort, tmp_path / "none")
     assert find_refusal(wrapped.value).code == "NO_WEIGHTS"

@@ -1,0 +1,206 @@
+"""The segmentation bundles trained, evaluated and applied with MONAI's own command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from medvol.errors import find_refusal
+from medvol.phantoms.cohort import segmentation_cohort
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*_segmentation/configs/metadata.json"))
+UNET = ROOT / "bundles" / "unet_segmentation"
+QUIET = {"show_progress": False, "precision": "float32"}
+SMALL = {"max_epochs": 2, "patches_per_epoch": 4, "batch_size": 2, "val_interval": 1}
+SIZE = {
+    "unet_segmentation": {"width": 4},
+    "swin_unetr_segmentation": {"feature_size": 12, "spatial_size": [32, 32, 64]},
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI warns of expressions in any config
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return segmentation_cohort(tmp_path_factory.mktemp("study") / "cohort", patients=9, size=(22, 21, 20))
+
+
+@pytest.fixture
+def train(bundle_run):
+    def run_training(output, dataset, bundle=UNET, **options):
+        defaults = {**SMALL, **SIZE[bundle.name], "model_dir": str(output / "models"), **QUIET}
+        bundle_run(bundle, ["train"], output, dataset_dir=str(dataset), **{**defaults, **options})
+
+    return run_training
+
+
+@pytest.fixture
+def evaluate(bundle_run):
+    def run_evaluation(output, dataset, bundle=UNET, **options):
+        defaults = {"model_dir": str(output / "models"), **QUIET}
+        bundle_run(bundle, ["train", "evaluate"], output, dataset_dir=str(dataset), **{**defaults, **options})
+
+    return run_evaluation
+
+
+@pytest.fixture
+def predict(bundle_run):
+    def run_inference(output, dataset, models, bundle=UNET, **options):
+        paths = {"dataset_dir": str(dataset), "model_dir": str(models)}
+        bundle_run(bundle, ["inference"], output, **paths, **QUIET, **options)
+
+    return run_inference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(
+    bundle, cohort, tmp_path, train, evaluate, predict, rows_of
+):
+    output = tmp_path / "out put"
+    models = output / "models"
+    train(output, cohort, bundle)
+    weights = torch.load(models / "model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+    record = json.loads((models / "model.json").read_text())
+    assert record["facts"]["label_values"] == [0, 1, 2, 3, 4]
+
+    evaluate(output, cohort, bundle)
+    metrics = json.loads((output / "metrics.json").read_text())
+    test_cases = [row for row in rows_of(cohort) if row["split"] == "test"]
+    assert (metrics["split"], metrics["n_cases"]) == ("test", len(test_cases))
+    assert {"dice", "hd95_mm", "nsd"} <= set(metrics["metrics"])
+    scored = rows_of(output / "predictions.csv")
+    assert {row["case"] for row in scored} == {row["case"] for row in test_cases}
+
+    # What was measured is what is written: the same mask, on the source's grid, alone or among others.
+    case = test_cases[0]
+    source = nib.load(cohort.parent / case["image"])
+    predict(tmp_path / "one", cohort.parent / case["image"], models, bundle)
+    (alone,) = rows_of(tmp_path / "one" / "predictions.csv")
+    mask = nib.load(tmp_path / "one" / alone["output"])
+    together = nib.load(output / next(row for row in scored if row["case"] == case["case"])["output"])
+    assert mask.shape == source.shape
+    np.testing.assert_allclose(mask.affine, source.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(together.dataobj))
+
+    for mode, kind in (("train", "train"), ("inference", "infer")):
+        workflow = ConfigWorkflow(
+            config_file=str(bundle / "configs" / f"{mode}.json"),
+            workflow_type=kind,
+            logging_file=False,
+            **{"bundle_root": str(bundle), "output_dir": str(output), "dataset_dir": str(cohort)},
+            **{"model_dir": str(models), **QUIET, **(SIZE[bundle.name] if mode == "train" else {})},
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+    runs = json.loads((output / "run.json").read_text())
+    assert set(runs) == {"train", "evaluate"}
+    for name in ("training.png", "overlays.png", "dice_by_case.png", "history.csv", "cases.csv"):
+        assert (output / name).stat().st_size > 100, name
+
+
+def test_a_network_learns_the_organs_of_the_phantom(cohort, tmp_path, train, rows_of):
+    train(tmp_path / "o", cohort, max_epochs=6, patches_per_epoch=16, width=8, learning_rate=0.01, val_interval=6)
+    losses = [float(row["train_loss"]) for row in rows_of(tmp_path / "o" / "history.csv")]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_clients_that_run_the_parts_themselves_get_the_same_mask(cohort, tmp_path, train, predict, rows_of):
+    train(tmp_path / "o", cohort)
+    image = next(cohort.parent.glob("images/*.nii.gz"))
+    predict(tmp_path / "p", image, tmp_path / "o/models")
+    (row,) = rows_of(tmp_path / "p" / "predictions.csv")
+    written = np.asarray(nib.load(tmp_path / "p" / row["output"]).dataobj)
+
+    workflow = ConfigWorkflow(
+        config_file=str(UNET / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
+        **{"bundle_root": str(UNET), "output_dir": str(tmp_path / "q"), "dataset_dir": str(image)},
+        **{"model_dir": str(tmp_path / "o/models"), **QUIET},
+    )  # fmt: skip
+    workflow.initialize()
+    network = workflow.parser.get_parsed_content("networks").eval()
+    item = workflow.preprocessing({"image": str(image)})
+    item["pred"] = workflow.inferer(item["image"][None], network)[0]
+    mask = workflow.postprocessing(item)["pred"]
+    np.testing.assert_array_equal(mask[0].numpy(), written)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(cohort, tmp_path, train, monkeypatch):
+    from medvol.training.checkpoint import SaveState
+
+    train(tmp_path / "whole", cohort, max_epochs=4)
+    save = SaveState.__call__
+
+    def die_after_two(self, engine):
+        save(self, engine)
+        if engine.state.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SaveState, "__call__", die_after_two)
+        with pytest.raises(BaseException):  # noqa: B017, PT011
+            train(tmp_path / "parts", cohort, max_epochs=4)
+    train(tmp_path / "parts", cohort, max_epochs=4, resume=True)
+    whole, parts = (torch.load(tmp_path / n / "models/model.pt", weights_only=True) for n in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    rows = [(tmp_path / name / "history.csv").read_text().splitlines() for name in ("whole", "parts")]
+    assert len(rows[0]) == len(rows[1]) == 5
+
+
+def test_all_cases_can_be_trained_on_and_folds_be_ensembled(cohort, tmp_path, train, predict, evaluate, rows_of):
+    train(tmp_path / "all", cohort, split="all", max_epochs=1)
+    folds = []
+    for fold in (0, 1):
+        # One plan for all folds, as `medvol plan` writes it; else each fold plans on its own training cases.
+        plan = {"spatial_size": [16, 16, 16], "spacing_mm": [3.0, 3.0, 3.0], "window_hu": [-100, 200]}
+        train(tmp_path / f"f{fold}", cohort, split=fold, max_epochs=1, **plan)
+        folds.append(str(tmp_path / f"f{fold}" / "models"))
+    image = next(cohort.parent.glob("images/*.nii.gz"))
+    predict(tmp_path / "p", image, folds[0], ensemble=folds, save_probabilities=["liver"])
+    (row,) = rows_of(tmp_path / "p" / "predictions.csv")
+    probabilities = nib.load(tmp_path / "p" / row["output"].replace(".nii.gz", ".liver.nii.gz")).get_fdata()
+    assert 0 <= probabilities.min() <= probabilities.max() <= 1
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011
+        predict(tmp_path / "q", image, folds[0], ensemble=[folds[0], str(tmp_path / "all/models")])
+    assert find_refusal(wrapped.value).code == "OTHER_STUDY"
+
+
+def test_masks_keep_the_values_of_the_study(cohort, tmp_path, train, predict, rows_of):
+    study = tmp_path / "study"
+    shutil.copytree(cohort.parent, study)
+    (study / "cases.study.json").unlink()  # the names of the organs
+    for path in (study / "masks").glob("*.nii.gz"):
+        mask = nib.load(path)
+        liver = (np.asarray(mask.dataobj) == 1).astype(np.uint8) * 255
+        nib.save(nib.Nifti1Image(liver, mask.affine), path)
+    train(tmp_path / "o", study / "cases.csv", structures=["liver"], max_epochs=8, patches_per_epoch=16, width=8)
+    record = json.loads((tmp_path / "o/models/model.json").read_text())
+    assert record["facts"]["classes"] == ["background", "liver"]
+    predict(tmp_path / "p", next((study / "images").glob("*.nii.gz")), tmp_path / "o/models")
+    (row,) = rows_of(tmp_path / "p" / "predictions.csv")
+    assert set(np.unique(np.asarray(nib.load(tmp_path / "p" / row["output"]).dataobj))) <= {0, 255}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_epoch": 1}, "UNKNOWN_OPTION"),
+        ({"spatial_size": [20, 20, 21]}, "BAD_PATCH_SIZE"),
+        ({"split": 7}, "UNKNOWN_OPTION"),
+        ({"save_probabilitie": []}, "UNKNOWN_OPTION"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path, train):
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011
+        train(tmp_path / "o", cohort, **options)
+    refusal = find_refusal(wrapped.value)
+    assert refusal is not None, wrapped.value
+    assert refusal.code == expected
+    assert len(str(refusal)) <= 300
