@@ -190,7 +190,7 @@ class _Attend(torch.autograd.Function):
         channels, heads = qkv.shape[1] // 3, bias.shape[0]
         result = qkv.new_empty(len(qkv) // plan.voxels, plan.voxels, heads, channels // heads)
         for part in _parts(qkv, bias, plan):
-            query, key, value = _heads(qkv, part, plan.voxels)
+            query, key, value = _heads(qkv, part, heads, plan.voxels)
             weights, total = _weights(query, key, part)
             mixed = torch.bmm(weights, value).div_(total)
             result[part.start : part.end] = mixed.view(-1, heads, *mixed.shape[1:]).transpose(1, 2)
@@ -208,7 +208,7 @@ class _Attend(torch.autograd.Function):
         for_bias = torch.zeros_like(bias, memory_format=torch.contiguous_format)
         for part in _parts(qkv, bias, ctx.plan):
             rows = slice(part.start * voxels, part.end * voxels)
-            query, key, value = _heads(qkv, part, voxels)
+            query, key, value = _heads(qkv, part, heads, voxels)
             weights, total = _weights(query, key, part)
             weights.div_(total)
             upstream, mixed = (
@@ -229,7 +229,10 @@ class _Attend(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Windows handled at once, and what is added to their scores: (heads, voxels, voxels) times log2(e)."""
+    """Windows handled at once, and what is added to their scores, times log2(e).
+
+    `added` is (heads, voxels, voxels), or repeated for every window (windows * heads, voxels, voxels).
+    """
 
     start: int
     end: int
@@ -244,13 +247,16 @@ def _parts(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> list[_Part]:
     parts = []
     for start, end, mask in plan.classes:
         added = _with_mask(bias, mask if mask is None else mask * math.log2(math.e), qkv.dtype).contiguous()
-        parts += [_Part(first, min(first + at_once, end), added, largest) for first in range(start, end, at_once)]
+        # Added within the matrix product, which saves a pass in bfloat16 and costs one in float32.
+        added = added.repeat(min(at_once, end - start), 1, 1) if qkv.dtype == torch.bfloat16 else added
+        for first in range(start, end, at_once):
+            windows = min(at_once, end - first)
+            parts.append(_Part(first, first + windows, added[: windows * len(bias)], largest))
     return parts
 
 
-def _heads(qkv: Tensor, part: _Part, voxels: int) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(qkv: Tensor, part: _Part, heads: int, voxels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return query times scale and log2(e), key and value, each (windows * heads, voxels, channels per head)."""
-    heads = len(part.added)
     rows = qkv[part.start * voxels : part.end * voxels].view(-1, voxels, 3, heads, qkv.shape[1] // (3 * heads))
     query, key, value = rows.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2).unbind()
     return query * (query.shape[-1] ** -0.5 * math.log2(math.e)), key, value
@@ -262,9 +268,14 @@ def _weights(query: Tensor, key: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
     A softmax subtracts the row's maximum because the exponential could overflow. Where no score can be that large
     (query and key bound it) that pass is left out, and powers of two are torch's fastest: a third of `softmax`'s time.
     """
-    scores = torch.bmm(query, key.mT)
-    scores.view(-1, *part.added.shape).add_(part.added)
-    bound = query.float().norm(dim=-1).max() * key.float().norm(dim=-1).max() + part.largest
+    if len(part.added) == len(query):
+        scores = torch.baddbmm(part.added, query, key.mT)
+    else:
+        scores = torch.bmm(query, key.mT)
+        scores.view(-1, *part.added.shape).add_(part.added)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    longest = [torch.linalg.vector_norm(vectors, dim=-1, dtype=exact).max() for vectors in (query, key)]
+    bound = longest[0] * longest[1] + part.largest
     if not bound < LARGEST_POWER:
         scores -= scores.amax(-1, keepdim=True)
     weights = scores.exp2_()

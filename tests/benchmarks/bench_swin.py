@@ -4,8 +4,8 @@
 
 Stock is MONAI's `SwinUNETR` as its tutorials use it: float32, default layout. `MONAI, fastest` is the same network with
 everything MONAI and torch offer: `use_flash_attention` (inference only), bfloat16 autocast, channels last. Each variant
-lives in a process of its own (what one sets must not help the other) and they take turns, so that a slow minute hits
-all of them. Medians over the repeats; errors are against stock. Weights are random. Run it on an idle machine.
+has a process of its own (what one sets must not help the other), one after the other. Medians over the repeats; errors
+are against stock. Weights are random. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
 from multiprocessing import get_context
 
 import monai.networks.nets.swin_unetr as monai_swin
@@ -37,7 +36,6 @@ def rearrange(tensor: Tensor, pattern: str) -> Tensor:
     return tensor.permute([before.index(name) for name in after])
 
 
-@lru_cache(maxsize=1)
 def build(variant: str, feature_size: int) -> nn.Module:
     """Return the network; all variants have the same weights."""
     monai_swin.rearrange = rearrange
@@ -53,40 +51,41 @@ def build(variant: str, feature_size: int) -> nn.Module:
     return ours
 
 
-def run(variant: str, feature_size: int, shape: tuple[int, ...], *, training: bool) -> tuple[float, np.ndarray]:
-    """Return the seconds of one step and its logits; runs in the variant's process."""
+def run(
+    variant: str, feature_size: int, shape: tuple[int, ...], repeats: int, *, training: bool
+) -> tuple[list[float], np.ndarray]:
+    """Return the seconds of each step and the last logits; runs in the variant's process."""
     network = build(variant, feature_size).train(training)
     volumes = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     volumes = volumes if variant == STOCK else volumes.to(memory_format=LAST)
     labels = (volumes[:, 0] > 0).long()
-    network.zero_grad()
-    start = time.perf_counter()
-    with torch.set_grad_enabled(training):
-        with torch.autocast("cpu", torch.bfloat16, enabled=variant in (FASTEST, OURS_HALF)):
-            logits = network(volumes)
-        logits = logits.float()
-        if training:
-            nn.functional.cross_entropy(logits, labels).backward()
-    return time.perf_counter() - start, logits.detach().contiguous().numpy()
+    seconds = []
+    for _ in range(repeats + 1):
+        network.zero_grad()
+        start = time.perf_counter()
+        with torch.set_grad_enabled(training):
+            with torch.autocast("cpu", torch.bfloat16, enabled=variant in (FASTEST, OURS_HALF)):
+                logits = network(volumes)
+            logits = logits.float()
+            if training:
+                nn.functional.cross_entropy(logits, labels).backward()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:], logits.detach().contiguous().numpy()  # the first fills caches and does not count
 
 
 def compare(feature_size: int, shape: tuple[int, ...], repeats: int, *, training: bool) -> None:
     """Print a row per variant."""
-    pools = {variant: ProcessPoolExecutor(1, mp_context=get_context("spawn")) for variant in VARIANTS}
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    logits: dict[str, np.ndarray] = {}
-    for _ in range(repeats + 1):  # the first fills caches and does not count
-        for variant, pool in pools.items():
-            duration, logits[variant] = pool.submit(run, variant, feature_size, shape, training=training).result()
-            seconds[variant].append(duration)
-    for pool in pools.values():
-        pool.shutdown()
-    stock, exact = statistics.median(seconds[STOCK][1:]), logits[STOCK]
     for variant in VARIANTS:
-        median, best = statistics.median(seconds[variant][1:]), min(seconds[variant][1:])
-        error = np.abs(logits[variant] - exact).max()
-        same = (logits[variant].argmax(1) == exact.argmax(1)).mean()
-        print(f"  {variant:<18}{median:>9.2f}{best:>9.2f}{stock / median:>8.2f}{error:>12.1e}{same:>12.5f}", flush=True)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            seconds, logits = pool.submit(run, variant, feature_size, shape, repeats, training=training).result()
+        median = statistics.median(seconds)
+        if variant == STOCK:
+            stock, exact = median, logits
+        error, same = np.abs(logits - exact).max(), (logits.argmax(1) == exact.argmax(1)).mean()
+        print(
+            f"  {variant:<18}{median:>9.2f}{min(seconds):>9.2f}{stock / median:>8.2f}{error:>12.1e}{same:>12.5f}",
+            flush=True,
+        )
 
 
 def main() -> None:

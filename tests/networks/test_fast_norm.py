@@ -39,12 +39,17 @@ def test_result_and_gradients_are_torchs_and_the_layout_is_kept(layout, affine, 
         torch.testing.assert_close(parameter.grad, reference.grad, atol=1e-3, rtol=1e-5)
 
 
-def test_slabs_give_the_statistics_of_the_whole_volume(monkeypatch):
-    monkeypatch.setattr(fast_norm, "SLAB_ROWS", 100)  # 504 voxels: five slabs and a rest of 4
-    volume = volumes(2)
+@pytest.mark.parametrize(("shape", "fold"), [((7, 8, 9), 8), ((7, 3, 18), 2), ((7, 9, 9), 1)])
+def test_slabs_and_voxels_side_by_side_give_the_statistics_of_the_whole_volume(monkeypatch, shape, fold):
+    monkeypatch.setattr(fast_norm, "SLAB_ROWS", 104)  # 504, 378 or 567 voxels: several slabs and a smaller rest
+    volume = volumes(2, shape=shape)
     volume[:, :, 3:] += 20  # the slabs have different means
+    assert fast_norm._fold(volume) == fold
     expected = nn.InstanceNorm3d(5)(volume.double()).float()
     torch.testing.assert_close(instance_norm(volume), expected, atol=2e-6, rtol=0)
+    half = volume.bfloat16()
+    expected = nn.InstanceNorm3d(5)(half.double())
+    torch.testing.assert_close(instance_norm(half).double(), expected, atol=0.02, rtol=0.005)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
