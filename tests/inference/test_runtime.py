@@ -99,14 +99,15 @@ class Calls(torch.nn.Module):
 
     def __init__(self, calls, seconds=0.0):
         super().__init__()
-        self.calls, self.seconds = calls, seconds
+        self.calls, self.seconds, self.late = calls, seconds, 0.0
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def __deepcopy__(self, memo):
         return Calls(self.calls, self.seconds)
 
     def forward(self, volumes):
-        time.sleep(self.seconds)
+        time.sleep(self.seconds + self.late)
+        self.late = 0.0
         self.calls.append((len(volumes), self.training, torch.is_grad_enabled()))
         return [volumes * self.weight, volumes.mean() * self.weight]  # as with deep supervision
 
@@ -164,10 +165,13 @@ def test_compiling_is_tried_only_for_many_calls_and_pays_for_its_own_time(monkey
     seconds = measure_runtimes(Calls([], 0.01), SHAPE, Probe("infer", expected_calls=100_000))
     assert len(compiled) == 1
     assert sum(runtime.compiled for runtime in seconds) == 1
-    # A gain of 0.2 s per call, compiled in 3 s: lost over 10 calls, won over 100.
-    slow = {Runtime("cpu"): 1.0, Runtime("cpu", compiled=True): 0.8 + 3.0 / 10}
-    assert not fastest(slow).compiled
-    assert fastest({**slow, Runtime("cpu", compiled=True): 0.8 + 3.0 / 100}).compiled
+    # Compiling happens in the first call, here half a second; the next one has to bear all of it, ten a tenth each.
+    monkeypatch.setattr(Calls, "compile", lambda self: setattr(self, "late", 0.5))
+    monkeypatch.setattr(runtime_module, "COMPILE_WORTHWHILE", 0.0)
+    for expected, low, high in ((1, 0.4, 1.0), (10, 0.04, 0.1)):
+        seconds = measure_runtimes(Calls([]), SHAPE, Probe("infer", expected_calls=expected))
+        (compiled_seconds,) = (value for runtime, value in seconds.items() if runtime.compiled)
+        assert low < compiled_seconds < high
     monkeypatch.setattr(runtime_module, "has_compiler", lambda: False)
     assert len(measure_runtimes(Calls([], 0.01), SHAPE, Probe("infer", expected_calls=100_000))) == 4
 
