@@ -137,7 +137,7 @@ def attend(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
         bias: Relative position bias, (heads, voxels, voxels).
         plan: Which windows share a mask.
     """
-    if qkv.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if qkv.device.type in ("cpu", "meta") and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
         result: Tensor = _Attend.apply(qkv, bias, plan)
         return result
     heads = bias.shape[0]
@@ -243,7 +243,8 @@ class _Part:
 def _parts(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> list[_Part]:
     at_once = max(1, SCORE_BYTES // (bias.numel() * qkv.element_size()))
     bias = bias * math.log2(math.e)
-    largest = bias.abs().max().item()
+    # Tensors without numbers, on which memory is counted, take the path that needs no bound.
+    largest = math.inf if bias.is_meta else bias.abs().max().item()
     parts = []
     for start, end, mask in plan.classes:
         added = _with_mask(bias, mask if mask is None else mask * math.log2(math.e), qkv.dtype).contiguous()
@@ -276,7 +277,7 @@ def _weights(query: Tensor, key: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
     exact = torch.promote_types(query.dtype, torch.float32)
     longest = [torch.linalg.vector_norm(vectors, dim=-1, dtype=exact).max() for vectors in (query, key)]
     bound = longest[0] * longest[1] + part.largest
-    if not bound < LARGEST_POWER:
+    if math.isinf(part.largest) or not bound < LARGEST_POWER:
         scores -= scores.amax(-1, keepdim=True)
     weights = scores.exp2_()
     return weights, weights.sum(-1, keepdim=True)

@@ -72,8 +72,7 @@ def predict_memory(
 
     Peak resident memory of two training steps in a process of its own, in GiB: 3 classes, Dice and cross-entropy,
     AdamW, averaged copy, freed memory kept as training keeps it. The layout, which channels last made 11 % larger,
-    is not predicted. Networks that take another path off the processor are counted by that path: the attention of
-    swin_unetr stores its scores there, hence the excess.
+    is not predicted.
 
     | network | patch | batch | measured | predicted |
     |---|---|---|---|---|
@@ -81,8 +80,8 @@ def predict_memory(
     | unet, width 16 | 64 x 64 x 64 | 2 | 1.59 | 1.62 |
     | unet, width 16 | 96 x 96 x 96 | 2 | 3.80 | 3.59 |
     | the same in bfloat16 | 96 x 96 x 96 | 2 | 2.13 | 2.19 |
-    | swin_unetr, feature size 24 | 64 x 64 x 64 | 2 | 2.17 | 3.97 |
-    | swin_unetr, feature size 24 | 96 x 96 x 96 | 2 | 5.39 | 9.55 |
+    | swin_unetr, feature size 24 | 64 x 64 x 64 | 2 | 2.17 | 2.44 |
+    | swin_unetr, feature size 24 | 96 x 96 x 96 | 2 | 5.39 | 5.86 |
 
     Args:
         network: Any network on any device; a copy is run on the meta device.
