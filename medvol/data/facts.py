@@ -18,6 +18,7 @@ from medvol.data.study import Case, Study
 from medvol.errors import MedvolError, require_choice
 from medvol.geometry import Volume
 from medvol.io import read_volume
+from medvol.io.read import read_channels
 
 INTENSITY_SCHEMES = ("auto", "scaled", "ct", "mr")
 SAMPLE_CASES = 48  # training volumes read to fit the facts; their median moves little after that
@@ -123,7 +124,7 @@ def fit_facts(
     """
     require_choice("intensity", intensity, INTENSITY_SCHEMES)
     sampled = [
-        measured(case.case, read_3d(case.case, reference))
+        measured(case.case, read_3d(case.case, reference, channels=len(case.image) < len(study.channels)))
         for case in spread(training_cases(study))
         for reference in case.image
     ]
@@ -166,14 +167,19 @@ def spread(cases: Sequence[Case], most: int = SAMPLE_CASES) -> list[Case]:
     return [cases[index] for index in chosen]
 
 
-def read_3d(case: str, reference: str) -> Volume:
+def read_3d(case: str, reference: str, *, channels: bool = False) -> Volume:
     """Read a volume with three spatial axes.
+
+    Args:
+        case: For messages.
+        reference: What to read.
+        channels: Whether a fourth axis holds the channels of an image, as in studies of several channels.
 
     Raises:
         MedvolError: `WRONG_DIMS`, or what reading finds, with the case named.
     """
     try:
-        volume = read_volume(reference)
+        volume = read_channels(reference) if channels else read_volume(reference)
     except MedvolError as error:
         raise error.for_case(case) from error
     if volume.array.ndim - (volume.channel_axis is not None) != 3:

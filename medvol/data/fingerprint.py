@@ -132,7 +132,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
         volumes_ml.update({value: number * voxel_ml for value, number in found.items()})
         _require_few(counts, case.case)
         if case.case in chosen:
-            one, inside = _sample(case, mask)
+            one, inside = _sample(case, mask, len(study.channels))
             sampled.append(one)
             pooled.append(inside)
     has_geometry = require_one_kind([volume for one in sampled for volume in one.volumes])
@@ -187,12 +187,12 @@ def _slabs(array: Array) -> Iterator[Array]:
     yield from np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
 
 
-def _sample(case: Case, mask: Volume) -> tuple[SampledCase, Array]:
+def _sample(case: Case, mask: Volume, channels: int) -> tuple[SampledCase, Array]:
     """Return what the images of a case say, and up to `FOREGROUND_VOXELS` grey values inside its structures."""
     volumes, wholes, insides = [], [], []
     inside = _in_ras_order(mask)[0] > 0
     for reference in case.image:
-        image = read_3d(case.case, reference)
+        image = read_3d(case.case, reference, channels=len(case.image) < channels)
         volumes.append(measured(case.case, image))
         for channel in _in_ras_order(image):
             values = channel.ravel(order="K")

@@ -22,11 +22,15 @@ class VolumeReader(ImageReader):
 
     Args:
         read: Takes a reference and returns a volume; `functools.partial(read_volume, options=...)` sets options.
+        read_alone: The same for a reference that is the only one of its item, and may hold all channels.
     """
 
-    def __init__(self, read: Callable[[str], Volume] = read_volume) -> None:
+    def __init__(
+        self, read: Callable[[str], Volume] = read_volume, read_alone: Callable[[str], Volume] | None = None
+    ) -> None:
         super().__init__()
         self.read_reference = read
+        self.read_alone = read if read_alone is None else read_alone
 
     def verify_suffix(self, filename: Sequence[PathLike[str] | str] | PathLike[str] | str) -> bool:
         """Return True: the content decides, and a refusal says more than another reader's guess."""
@@ -39,7 +43,8 @@ class VolumeReader(ImageReader):
             MedvolError: Whatever reading finds.
         """
         references = [data] if isinstance(data, str | PathLike) else list(data)
-        return [self.read_reference(fspath(reference)) for reference in references]
+        read = self.read_alone if len(references) == 1 else self.read_reference
+        return [read(fspath(reference)) for reference in references]
 
     def get_data(self, img: Sequence[Volume] | Volume) -> tuple[Array, dict[str, Any]]:
         """Return the array and MONAI's metadata; several volumes are stacked along a first axis.

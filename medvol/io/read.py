@@ -86,6 +86,17 @@ def read_volume(ref: str | PathLike[str], *, options: ReadOptions | None = None)
     return replace(volume, source=reference.text, notes=(note, *volume.notes) if note else volume.notes)
 
 
+def read_channels(ref: str | PathLike[str]) -> Volume:
+    """Read a volume whose file may hold several channels as a fourth axis; one without them is read as it is.
+
+    Raises:
+        MedvolError: As `read_volume`.
+    """
+    volume = read_volume(ref, options=ReadOptions(channels=True))
+    # The last of three axes of an npy array would be taken for channels of a 2D image.
+    return volume if volume.channel_axis is None or volume.array.ndim > 3 else read_volume(ref)
+
+
 def suffix_kind(name: str) -> str:
     """Return the format that a file name announces, or an empty string."""
     lower = name.lower()

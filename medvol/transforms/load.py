@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -14,6 +14,7 @@ from monai.transforms import LoadImaged
 
 from medvol.errors import MedvolError
 from medvol.io.monai_readers import VolumeReader
+from medvol.io.read import read_channels
 
 
 @final
@@ -47,6 +48,11 @@ class LoadVolumed(LoadImaged):
             return dict(super().__call__(data, reader or self.reader))
         except MedvolError as error:
             raise error.for_case(str(data.get("case", ""))) from error
+
+
+def reader_for(channels: Sequence[str]) -> VolumeReader:
+    """Return the reader of an image's references: of several channels, a file alone may hold all as its fourth axis."""
+    return VolumeReader(read_alone=read_channels if len(channels) > 1 else None)
 
 
 @contextmanager

@@ -19,10 +19,8 @@ from monai.transforms import (
 
 from medvol.data.facts import Facts
 from medvol.errors import MedvolError
-from medvol.io import read_volume
-from medvol.io.monai_readers import VolumeReader
 from medvol.transforms.intensity import MeasureIntensityd, NormaliseIntensityd
-from medvol.transforms.load import LoadVolumed
+from medvol.transforms.load import LoadVolumed, reader_for
 
 FEWEST_GREY_LEVELS = 100  # below that, rounding an interpolated value back to an integer would lose information
 
@@ -38,7 +36,7 @@ def volume_preprocessing(facts: Facts, *, key: str = "image") -> Compose:
         key: Item key of the reference and, afterwards, of the image: (channel, x, y, z), float32.
     """
     load: list[Transform] = [
-        LoadVolumed(keys=key, reader=VolumeReader(read=read_volume)),
+        LoadVolumed(keys=key, reader=reader_for(facts.channels)),
         EnsureChannelFirstd(keys=key),
         RequireVolumed(key, facts),
     ]

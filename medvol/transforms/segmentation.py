@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, Orientationd, Transform
 
 from medvol.data.facts import Facts
-from medvol.io.monai_readers import VolumeReader
 from medvol.transforms.intensity import MeasureIntensityd, NormaliseIntensityd
-from medvol.transforms.load import LoadVolumed
+from medvol.transforms.load import LoadVolumed, reader_for
 from medvol.transforms.masks import ClassIndexd, OntoImaged, PadToPatchd, RememberSitesd
 from medvol.transforms.preprocess import KeepDtyped, RequireVolumed
 from medvol.transforms.resample import StretchToSpacingd
@@ -79,7 +78,7 @@ def _image_and_mask(facts: Facts, resample_labels: bool) -> list[Transform]:
     """Return the steps to an image and its mask on the source grid in RAS order."""
     return [
         *_image_steps(facts, IMAGE),
-        LoadVolumed(keys=MASK, reader=VolumeReader()),
+        LoadVolumed(keys=MASK),
         EnsureChannelFirstd(keys=MASK),
         Orientationd(keys=MASK, axcodes="RAS", labels=None),
         OntoImaged(MASK, IMAGE, resample=resample_labels),
@@ -90,7 +89,7 @@ def _image_and_mask(facts: Facts, resample_labels: bool) -> list[Transform]:
 def _image_steps(facts: Facts, key: str) -> list[Transform]:
     """Return the steps to an image on the source grid in RAS order."""
     return [
-        LoadVolumed(keys=key, reader=VolumeReader()),
+        LoadVolumed(keys=key, reader=reader_for(facts.channels)),
         EnsureChannelFirstd(keys=key),
         RequireVolumed(key, facts),
         Orientationd(keys=key, axcodes="RAS", labels=None),

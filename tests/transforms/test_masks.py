@@ -148,3 +148,18 @@ def test_class_index_transform_keeps_the_grid():
     result = ClassIndexd("label", facts())({"label": mask})["label"]
     assert result.flatten().tolist() == [0, 1, 2]
     assert torch.equal(result.affine, AFFINE)
+
+
+def test_a_file_of_several_channels_is_read_when_the_study_has_several(study, tmp_path):
+    image = nib.load(study["image"])
+    both = np.stack([np.asarray(image.dataobj), 2 * np.asarray(image.dataobj)], axis=-1)
+    nib.save(nib.Nifti1Image(both, image.affine), tmp_path / "both.nii.gz")
+    item = training_preprocessing(facts(channels=("t1", "t2")), patch_size=(8, 8, 8))(
+        {**study, "image": str(tmp_path / "both.nii.gz")}
+    )
+    assert item["image"].shape == (2, 8, 8, 18)
+    first, second = item["image"].as_tensor().flatten(1)
+    assert torch.corrcoef(torch.stack([first, second]))[0, 1] > 0.9999  # limits and rounding are each channel's own
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011 - MONAI wraps what a step raises
+        training_preprocessing(facts(channels=("t1", "t2")), patch_size=(8, 8, 8))(study)
+    assert find_refusal(wrapped.value).code == "WRONG_CHANNELS"
