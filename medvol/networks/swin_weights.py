@@ -83,6 +83,17 @@ def load_swin_unetr_weights(network: nn.Module, weights: str | Path | Mapping[st
     return LoadedWeights(tuple(taken), tuple(left), tuple(ignored))
 
 
+def start_from(network: nn.Module, weights: str | Path) -> nn.Module:
+    """Return the network, with the weights of a file where one is named; for a bundle's `--pretrained`.
+
+    Raises:
+        MedvolError: As `load_swin_unetr_weights`.
+    """
+    if weights:
+        load_swin_unetr_weights(network, weights)
+    return network
+
+
 def _state(weights: str | Path | Mapping[str, Any], file: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, unwrapped and without `module.`."""
     found: Any = weights

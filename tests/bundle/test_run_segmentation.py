@@ -204,3 +204,17 @@ def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path
     assert refusal is not None, wrapped.value
     assert refusal.code == expected
     assert len(str(refusal)) <= 300
+
+
+def test_swin_unetr_starts_from_a_checkpoint_of_monai(cohort, tmp_path, train):
+    from monai.networks.nets import SwinUNETR
+
+    swin = next(bundle for bundle in BUNDLES if bundle.name.startswith("swin"))
+    checkpoint = SwinUNETR(1, 5, feature_size=12)
+    torch.save({"state_dict": checkpoint.state_dict()}, tmp_path / "stock.pt")
+    # With a learning rate of nothing the model that is saved is the one that it started from.
+    start = {"pretrained": str(tmp_path / "stock.pt"), "learning_rate": 1e-12, "max_epochs": 1}
+    train(tmp_path / "o", cohort, swin, **start)
+    saved = torch.load(tmp_path / "o/models/model.pt", weights_only=True)
+    assert saved.keys() == checkpoint.state_dict().keys()
+    assert all(torch.allclose(saved[name], value, atol=1e-5) for name, value in checkpoint.state_dict().items())
