@@ -248,7 +248,8 @@ class TrainingHistory:
         """Take the loss of one iteration."""
         # MONAI decollates the output: one dictionary per case, each with the batch's loss.
         output = engine.state.output
-        self._losses.append(float((output[0] if isinstance(output, list) else output)["loss"].detach()))
+        loss = (output[0] if isinstance(output, list) else output)["loss"]
+        self._losses.append(float(loss.detach() if isinstance(loss, Tensor) else loss))
 
     def add_row(self, engine: Engine) -> None:
         """Close an epoch."""

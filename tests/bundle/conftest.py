@@ -3,10 +3,11 @@
 import csv
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigWorkflow, run
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +47,22 @@ def rows_of():
             return list(csv.DictReader(stream))
 
     return read
+
+
+@pytest.fixture
+def missing_properties():
+    """Return the ids that MONAI's clients look for in a configuration and do not find."""
+
+    def check(bundle, mode, **options):
+        workflow = ConfigWorkflow(
+            config_file=str(bundle / "configs" / f"{mode}.json"),
+            workflow_type="infer" if mode == "inference" else mode,
+            logging_file=False,
+            bundle_root=str(bundle),
+            show_progress=False,
+            **{name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
+        )
+        workflow.initialize()
+        return workflow.check_properties()
+
+    return check

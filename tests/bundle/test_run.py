@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 
 from medvol.errors import find_refusal
 from medvol.phantoms.cohort import classification_cohort
@@ -44,7 +43,9 @@ def predict(bundle_run):
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(bundle, cohort, tmp_path, bundle_run, train, rows_of):
+def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(
+    bundle, cohort, tmp_path, bundle_run, train, rows_of, missing_properties
+):
     output, models = tmp_path / "out put", tmp_path / "out put" / "models"
     train(bundle, output, cohort)
     weights = torch.load(models / "model.pt", weights_only=True)
@@ -70,16 +71,8 @@ def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(bundle, cohort, 
     np.testing.assert_allclose([float(alone[n]) for n in names], [float(together[n]) for n in names], atol=1e-4)
     assert sum(float(alone[name]) for name in names) == pytest.approx(1, abs=1e-5)
 
-    for mode, kind in (("train", "train"), ("inference", "infer")):
-        workflow = ConfigWorkflow(
-            config_file=str(bundle / "configs" / f"{mode}.json"),
-            workflow_type=kind,
-            logging_file=False,
-            **{"bundle_root": str(bundle), "output_dir": str(output), "dataset_dir": str(cohort)},
-            **{"model_dir": str(models), "show_progress": False},
-        )
-        workflow.initialize()
-        assert workflow.check_properties() == []
+    for mode in ("train", "inference"):
+        assert missing_properties(bundle, mode, output_dir=output, dataset_dir=cohort, model_dir=models) == []
 
     runs = json.loads((output / "run.json").read_text())
     assert set(runs) == {"train", "evaluate"}

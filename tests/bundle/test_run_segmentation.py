@@ -61,7 +61,7 @@ def predict(bundle_run):
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(
-    bundle, cohort, tmp_path, train, evaluate, predict, rows_of
+    bundle, cohort, tmp_path, train, evaluate, predict, rows_of, missing_properties
 ):
     output = tmp_path / "out put"
     models = output / "models"
@@ -90,16 +90,9 @@ def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(
     np.testing.assert_allclose(mask.affine, source.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(together.dataobj))
 
-    for mode, kind in (("train", "train"), ("inference", "infer")):
-        workflow = ConfigWorkflow(
-            config_file=str(bundle / "configs" / f"{mode}.json"),
-            workflow_type=kind,
-            logging_file=False,
-            **{"bundle_root": str(bundle), "output_dir": str(output), "dataset_dir": str(cohort)},
-            **{"model_dir": str(models), **QUIET, **(SIZE[bundle.name] if mode == "train" else {})},
-        )
-        workflow.initialize()
-        assert workflow.check_properties() == []
+    for mode, options in (("train", SIZE[bundle.name]), ("inference", {})):
+        where = {"output_dir": output, "dataset_dir": cohort, "model_dir": models, "precision": "float32"}
+        assert missing_properties(bundle, mode, **where, **options) == []
     runs = json.loads((output / "run.json").read_text())
     assert set(runs) == {"train", "evaluate"}
     for name in ("training.png", "overlays.png", "dice_by_case.png", "history.csv", "cases.csv"):
