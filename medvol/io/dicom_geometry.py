@@ -34,11 +34,14 @@ class Arranged:
         slices: Sorted along the normal of the first slice (row direction x column direction).
         affine: (column, row, slice) index to RAS+ millimetres.
         notes: What was assumed.
+        planes: Where the volume's planes lie between the slices, as fractions of their indices; None when each slice is
+            a plane.
     """
 
     slices: tuple[SliceHeader, ...]
     affine: Affine
     notes: tuple[str, ...]
+    planes: _Vector | None = None
 
 
 def sort_slices(slices: Sequence[SliceHeader]) -> tuple[tuple[SliceHeader, ...], _Vector]:
@@ -76,11 +79,15 @@ def arrange(slices: Sequence[SliceHeader], options: ReadOptions) -> Arranged:
     in_plane, notes = _in_plane(ordered, options)
     row, column = _axes(ordered[0])
     start = np.array(ordered[0].position)
+    planes = None
     if len(ordered) == 1:
         step, step_notes = _single_step(ordered[0], options)
+    elif (uneven := _uneven(ordered, levels)) is None:
+        step, step_notes = _common_step(ordered, np.arange(len(ordered), dtype=np.float64)), ()
+    elif options.uneven_spacing == "refuse":
+        raise uneven
     else:
-        _check_steps(ordered, levels)
-        step, step_notes = _common_step(ordered), ()
+        planes, step, step_notes = _even_planes(ordered, levels)
     affine = np.eye(4)
     affine[:3, :3] = np.stack([row * in_plane[1], column * in_plane[0], step], axis=1)
     affine[:3, 3] = start
@@ -89,17 +96,17 @@ def arrange(slices: Sequence[SliceHeader], options: ReadOptions) -> Arranged:
         step_notes += (
             f"gantry tilt or shear of {np.degrees(np.arccos(min(cosine, 1.0))):.1f} degrees kept in the affine",
         )
-    return Arranged(ordered, lps_to_ras(affine), notes + step_notes)
+    return Arranged(ordered, lps_to_ras(affine), notes + step_notes, planes)
 
 
-def no_geometry(one: SliceHeader, name: str) -> MedvolError:
+def no_geometry(one: SliceHeader, name: str, fix: str = "export the series again with its geometry") -> MedvolError:
     """Return the refusal of a file that lacks an attribute which decides where its voxels are."""
     return MedvolError(
         "NO_GEOMETRY",
         file=one.path,
         found=f"no {name}",
         expected="position, orientation and pixel spacing in every file",
-        fix="export the series again with its geometry",
+        fix=fix,
     )
 
 
@@ -126,7 +133,11 @@ def _in_plane(slices: Sequence[SliceHeader], options: ReadOptions) -> tuple[tupl
     """Return row spacing and column spacing."""
     for one in slices:
         if one.spacing is None and options.assume_spacing_mm is None:
-            raise no_geometry(one, "PixelSpacing")
+            fix = "export it again, or state it with assume_spacing_mm"
+            if one.detector_spacing is not None:
+                row, column = one.detector_spacing
+                fix += f"; {row:g} x {column:g} mm at the detector is not the size in the patient"
+            raise no_geometry(one, "PixelSpacing", fix)
         if one.spacing is not None and min(one.spacing) <= 0:
             raise no_geometry(one, f"usable PixelSpacing ({one.spacing[0]:g}, {one.spacing[1]:g})")
     spacing = slices[0].spacing
@@ -145,46 +156,48 @@ def _single_step(one: SliceHeader, options: ReadOptions) -> tuple[_Vector, tuple
     raise no_geometry(one, "SliceThickness in a single slice")
 
 
-def _check_steps(slices: Sequence[SliceHeader], levels: _Vector) -> None:
+def _uneven(slices: Sequence[SliceHeader], levels: _Vector) -> MedvolError | None:
+    """Return the refusal of steps that are not equal, None when they are."""
     gaps = np.diff(levels)
     median = float(np.median(gaps))
     # With an even number of gaps numpy's median may lie between two groups; the lower one is the candidate step.
     step = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     tolerance = max(STEP_TOLERANCE * median, STEP_TOLERANCE_MM)
     if np.abs(gaps - median).max() <= tolerance:
-        return
+        return None
     tolerance = max(STEP_TOLERANCE * step, STEP_TOLERANCE_MM)
     multiples = np.round(gaps / step)
     wide = np.flatnonzero(multiples > 1)
     if len(wide) and (multiples >= 1).all() and (np.abs(gaps - multiples * step) <= tolerance * multiples).all():
         missing, where = int((multiples - 1).sum()), int(wide[0])
-        between = [
-            f"{int(multiples[i]) - 1} between {slices[i].path.name} and {slices[i + 1].path.name}"
-            for i in wide.tolist()
-        ]
-        raise MedvolError(
+        between = [f"{int(multiples[i]) - 1} between {slices[i].name} and {slices[i + 1].name}" for i in wide.tolist()]
+        return MedvolError(
             "MISSING_SLICES",
             file=slices[0].path.parent,
-            found=f"{missing} missing: gap of {gaps[where]:.4g} mm between {slices[where].path.name[-50:]} and "
-            f"{slices[where + 1].path.name[-50:]}",
+            found=f"{missing} missing: gap of {gaps[where]:.4g} mm between {slices[where].name[-50:]} and "
+            f"{slices[where + 1].name[-50:]}",
             expected=f"steps of {step:.4g} mm",
-            fix="send the series again",
+            fix="send the series again, or interpolate with uneven_spacing='resample'",
             details=between,
         )
-    raise MedvolError(
+    return MedvolError(
         "UNEVEN_SPACING",
         file=slices[0].path.parent,
         found=f"steps from {gaps.min():.4g} to {gaps.max():.4g} mm, median {median:.4g}",
         expected=f"equal steps within {max(STEP_TOLERANCE * median, STEP_TOLERANCE_MM):.2g} mm",
-        fix="resample it with a tool of your choice, or use an evenly spaced reconstruction",
+        fix="use an evenly spaced reconstruction, or interpolate with uneven_spacing='resample'",
     )
 
 
-def _common_step(slices: Sequence[SliceHeader]) -> _Vector:
+def _common_step(slices: Sequence[SliceHeader], at: _Vector) -> _Vector:
+    """Return the step of a straight line on which slice `i` lies `at[i]` steps from the first.
+
+    Raises:
+        MedvolError: `UNEVEN_SPACING` when one lies elsewhere.
+    """
     positions = np.array([one.position for one in slices])
-    step: _Vector = (positions[-1] - positions[0]) / (len(slices) - 1)
-    line = positions[0] + step * np.arange(len(slices))[:, None]
-    distance = np.linalg.norm(positions - line, axis=1)
+    step: _Vector = (positions[-1] - positions[0]) / at[-1]
+    distance = np.linalg.norm(positions - positions[0] - step * at[:, None], axis=1)
     limit = max(LINE_TOLERANCE * float(np.linalg.norm(step)), STEP_TOLERANCE_MM)
     worst = int(distance.argmax())
     if distance[worst] > limit:
@@ -196,3 +209,18 @@ def _common_step(slices: Sequence[SliceHeader]) -> _Vector:
             fix="check for slices of another acquisition",
         )
     return step
+
+
+def _even_planes(slices: Sequence[SliceHeader], levels: _Vector) -> tuple[_Vector, _Vector, tuple[str, ...]]:
+    """Return evenly spaced planes from the first slice on, their step, and a note of what is interpolated."""
+    gaps = np.diff(levels)
+    width = float(np.sort(gaps)[(len(gaps) - 1) // 2])
+    at = (levels - levels[0]) / width
+    step = _common_step(slices, at)
+    planes = np.interp(np.arange(int(at[-1] + STEP_TOLERANCE) + 1), at, np.arange(len(slices)))
+    # A plane within the tolerance of a slice is that slice, as it would be without resampling.
+    nearest = np.rint(planes).astype(np.int64)
+    planes = np.where(np.abs(at[nearest] - np.arange(len(planes))) <= STEP_TOLERANCE, nearest, planes)
+    made = int((planes != np.rint(planes)).sum())
+    note = f"steps from {gaps.min():.4g} to {gaps.max():.4g} mm resampled to {width:.4g} mm as asked for: "
+    return planes, step, (note + f"{made} of {len(planes)} slices interpolated",)

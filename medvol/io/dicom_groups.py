@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medvol.errors import MedvolError, nearest
-from medvol.io.dicom_header import Numbers, SliceHeader, is_dicom, read_slice_header
+from medvol.errors import MedvolError
+from medvol.io.dicom_header import Numbers, SliceHeader, is_dicom, read_slice_headers
+from medvol.io.dicom_select import IMAGE_TAGS, Selection, fragment_of, select, tag_of
 from medvol.io.files import cannot_read, walk_files
 
 ORIENTATION_TOLERANCE = 1e-3
@@ -23,7 +24,7 @@ class Scan:
     """What was found in a folder.
 
     Args:
-        slices: Files with an image.
+        slices: Files with an image, frames of multi-frame files one by one.
         damaged: Files that are DICOM and whose header cannot be read.
         skipped: DICOM files without an image: reports, structure sets, segmentations.
     """
@@ -39,6 +40,8 @@ def scan(path: Path) -> Scan:
     Raises:
         MedvolError: `CANNOT_READ` for a folder or file that may not be read.
     """
+    if path.name.upper() == "DICOMDIR":
+        path = path.parent  # the index may name any file of the system; the folder holds what it indexes
     slices: list[SliceHeader] = []
     damaged: list[MedvolError] = []
     skipped: list[Path] = []
@@ -51,14 +54,13 @@ def scan(path: Path) -> Scan:
         if path.is_dir() and (file.name.upper() == "DICOMDIR" or not is_dicom(head)):
             continue
         try:
-            header = read_slice_header(file)
+            headers = read_slice_headers(file)
         except MedvolError as error:
             damaged.append(error)
             continue
-        if header is None:
+        slices.extend(headers)
+        if not headers:
             skipped.append(file)
-        else:
-            slices.append(header)
     return Scan(tuple(slices), tuple(damaged), tuple(skipped))
 
 
@@ -67,7 +69,10 @@ def group_slices(slices: Iterable[SliceHeader]) -> tuple[Slices, ...]:
     groups: list[list[SliceHeader]] = []
     by_identity: dict[tuple[object, ...], list[list[SliceHeader]]] = {}
     for one in slices:
-        identity = (one.study_uid, one.series_uid, one.frame_uid, one.size, one.photometric, one.is_enhanced)
+        identity = (
+            *(one.study_uid, one.series_uid, one.frame_uid, one.size, one.photometric, one.is_enhanced),
+            *(is_localizer(one), tag_of(one, "StackID")),
+        )
         candidates = by_identity.setdefault(identity, [])
         for group in candidates:
             if _near(group[0].orientation, one.orientation) and _near(group[0].spacing, one.spacing):
@@ -79,31 +84,35 @@ def group_slices(slices: Iterable[SliceHeader]) -> tuple[Slices, ...]:
     return tuple(tuple(group) for group in groups)
 
 
-def choose_group(found: Scan, folder: Path, uid: str | None) -> tuple[Slices, tuple[str, ...]]:
-    """Return the one image of a folder, or of the series with the given UID, and notes on what was left out.
+def is_localizer(one: SliceHeader) -> bool:
+    """Tell whether an image only shows where others lie."""
+    return bool(_LOCALIZERS & set(one.image_type))
 
-    Localizers are set aside when exactly one other image remains.
+
+def choose_group(found: Scan, folder: Path, selection: Selection) -> tuple[Slices, tuple[str, ...]]:
+    """Return the one image of a folder that a selection leaves, and notes on what was left out.
+
+    Localizers, and captures of a screen that state no place, are set aside when exactly one other image remains.
 
     Raises:
-        MedvolError: `NO_DICOM`, `NOT_FOUND` for an unknown UID, `MIXED_SERIES`, or the first damaged file that lies
-            beside the image's files and may be one of its slices.
+        MedvolError: `NO_DICOM`, `NOT_FOUND` for a selection that nothing meets, `MIXED_SERIES`, or the first damaged
+            file that lies beside the image's files and may be one of its slices.
     """
-    chosen = [one for one in found.slices if uid is None or one.series_uid == uid]
+    chosen = select(found.slices, selection, folder)
     if not chosen:
-        raise _nothing(found, folder, uid)
+        raise _nothing(found, folder)
     groups = group_slices(chosen)
     notes: tuple[str, ...] = ()
     if len(groups) > 1:
-        rest = [group for group in groups if not _LOCALIZERS & set(group[0].image_type)]
+        rest = [group for group in groups if not (is_localizer(group[0]) or _is_capture(group[0]))]
         if len(rest) != 1:
             raise _mixed(groups, folder)
-        left_out = sum(len(group) for group in groups) - len(rest[0])
-        notes, groups = (f"{left_out} localizer files left out",), (rest[0],)
+        notes, groups = tuple(_left_out(group) for group in groups if group is not rest[0]), (rest[0],)
     folders = {one.path.parent for one in groups[0]}
     for error in found.damaged:
         if Path(error.file).parent in folders:
             raise error
-    if found.skipped and uid is None:
+    if found.skipped and selection.uid is None:
         notes += (f"{len(found.skipped)} DICOM files without an image skipped",)
     return groups[0], notes
 
@@ -114,38 +123,51 @@ def describe_group(group: Sequence[SliceHeader]) -> str:
     return f"{first.series_uid}: {first.modality}, {len(group)} files of {first.size[0]} x {first.size[1]}"
 
 
+def _is_capture(one: SliceHeader) -> bool:
+    """Tell whether an image is a page of a report or of a screen: no position, no direction."""
+    return one.position is None and one.orientation is None and (one.is_capture or one.modality in ("SC", "OT"))
+
+
+def _left_out(group: Slices) -> str:
+    kind = "localizer" if is_localizer(group[0]) else "screen capture"
+    names = ", ".join(one.name for one in group[:3]) + (", ..." if len(group) > 3 else "")
+    return f"{len(group)} {kind} files left out: {names}"
+
+
 def _near(first: Numbers | None, second: Numbers | None) -> bool:
     if first is None or second is None:
         return first is second
     return all(abs(a - b) <= ORIENTATION_TOLERANCE for a, b in zip(first, second, strict=True))
 
 
-def _nothing(found: Scan, folder: Path, uid: str | None) -> MedvolError:
+def _nothing(found: Scan, folder: Path) -> MedvolError:
     if found.damaged:
         return found.damaged[0]
-    if uid is not None and found.slices:
-        known = {one.series_uid for one in found.slices}
-        return MedvolError(
-            "NOT_FOUND",
-            file=folder,
-            found=f"no series {uid}",
-            expected=f"one of {len(known)} series",
-            fix=nearest(uid, known),
-            details=sorted(known),
-        )
     what = f"{len(found.skipped)} DICOM files, none with an image" if found.skipped else "no DICOM file"
     return MedvolError("NO_DICOM", file=folder, found=what, expected="the files of an image series")
 
 
 def _mixed(groups: Sequence[Slices], folder: Path) -> MedvolError:
     series = {group[0].series_uid for group in groups}
-    several = len(series) > 1
     brief = "; ".join(f"{group[0].modality} {len(group)} x {group[0].size[0]}x{group[0].size[1]}" for group in groups)
+    fix, details = "name a series, as in folder#UID", [describe_group(group) for group in groups]
+    if len(series) == 1:
+        fix = "put each orientation or size into a folder of its own"
+        # One tag that has another value in every image names them.
+        for name in IMAGE_TAGS:
+            values = [tag_of(group[0], name) for group in groups]
+            if all(values) and len(set(values)) == len(values):
+                fix = f"name one, as in folder#UID;{name}={values[0]}"[:80]
+                details = [
+                    f"{fragment_of(group[0].series_uid, [(name, value)])}: {line}"
+                    for group, value, line in zip(groups, values, details, strict=True)
+                ]
+                break
     return MedvolError(
         "MIXED_SERIES",
         file=folder,
         found=f"{len(groups)} images in {len(series)} series: {brief}"[:110],
         expected="one image",
-        fix="name a series, as in folder#UID" if several else "put each orientation or size into a folder of its own",
-        details=[describe_group(group) for group in groups],
+        fix=fix,
+        details=details,
     )

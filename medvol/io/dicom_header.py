@@ -1,42 +1,60 @@
-"""One DICOM file's header, reduced to what decides where its voxels lie and what they mean.
+"""One DICOM image's header, reduced to what decides where its voxels lie and what they mean.
 
-No name, date or identifier of a patient is read. Whatever pydicom raises on a damaged file becomes one refusal with the
-file's name.
+No name, date or identifier of a patient is read. An *image* is a file of one slice, or one frame of an enhanced
+multi-frame file; both are a `SliceHeader`, and nothing behind this module needs to tell them apart.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from medvol.errors import MedvolError
+from medvol.io.dicom_file import check_inflated_size, dicom_errors, pixel_place, truncated
+from medvol.io.dicom_tags import FILE_TAGS, file_tags
 
-INFLATE_LIMIT = 1 << 30
-"""Most bytes that a deflated DICOM file may expand to; a real one holds tens of megabytes."""
-
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_UNDEFINED = 0xFFFFFFFF
+_MOSAIC_COUNT = 0x0019100A  # Siemens: NumberOfImagesInMosaic
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
     *("Modality", "SeriesDescription", "SeriesNumber", "InstanceNumber", "ImageType", "LossyImageCompression"),
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("BitsAllocated", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "SharedFunctionalGroupsSequence"),
-    *("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient", "ImagerPixelSpacing"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationType"),
+    *("ConcatenationUID", "ImagesInAcquisition", "PixelPaddingValue", "PixelPaddingRangeLimit", _MOSAIC_COUNT),
 )
 
 Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
+class Stored:
+    """How the pixels of a file stand in it.
+
+    Args:
+        bits_allocated: Bits per voxel in the file, 8 or 16.
+        bits_stored: Bits that carry the value; others may hold an overlay.
+        high_bit: The highest of these.
+        is_signed: Whether they are a two's complement.
+        offset: First byte of the first frame of native little-endian pixels, 0 where pydicom must find them.
+        padding: Lowest and highest stored value that stands for "nothing was measured here".
+    """
+
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    offset: int = 0
+    padding: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class SliceHeader:
-    """What one image file says about itself.
+    """What one slice, a file or a frame of one, says about itself.
 
     Args:
         path: The file.
@@ -53,14 +71,20 @@ class SliceHeader:
         frames: Frames in the file.
         is_enhanced: Whether it has functional groups.
         photometric: Photometric interpretation.
-        bits: Bits allocated.
+        stored: How the pixels stand in the file.
+        syntax: Transfer syntax UID, empty when the file states none.
         spacing: Row spacing and column spacing in millimetres.
+        detector_spacing: The same at the detector, for a projection; no size in the patient.
         thickness: Slice thickness in millimetres.
         position: Image Position (Patient), LPS millimetres.
         orientation: Image Orientation (Patient): direction of a row, direction of a column.
         rescale: Slope and intercept.
         has_lut: Whether a modality look-up table replaces the rescale.
         is_lossy: Whether lossy compression was applied at any time.
+        is_capture: Whether the SOP class is a secondary capture.
+        expected_count: Images In Acquisition, None when absent; used in notes only.
+        tags: Name and value of what may tell volumes of one series apart, see `medvol.io.dicom_tags`.
+        frame: Index of the frame in its file.
         problem: Why the voxels cannot be read, if they cannot.
     """
 
@@ -78,15 +102,26 @@ class SliceHeader:
     frames: int
     is_enhanced: bool
     photometric: str
-    bits: int
+    stored: Stored
+    syntax: str
     spacing: Numbers | None
+    detector_spacing: Numbers | None
     thickness: float | None
     position: Numbers | None
     orientation: Numbers | None
     rescale: tuple[float, float]
     has_lut: bool
     is_lossy: bool
+    is_capture: bool
+    expected_count: int | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    frame: int = 0
     problem: MedvolError | None = None
+
+    @property
+    def name(self) -> str:
+        """File name, with the frame where the file has several."""
+        return self.path.name if self.frames == 1 else f"{self.path.name} frame {self.frame + 1}"
 
 
 def is_dicom(head: bytes) -> bool:
@@ -101,8 +136,8 @@ def is_dicom(head: bytes) -> bool:
     return (head[4:6].isalpha() and head[4:6].isupper()) or (is_group and struct.unpack("<I", head[4:8])[0] <= 1024)
 
 
-def read_slice_header(path: Path) -> SliceHeader | None:
-    """Read the header of a DICOM file; None when it holds no image (a report, a structure set, a segmentation).
+def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
+    """Read the headers of the slices in a DICOM file; none when it holds no image (a report, a segmentation).
 
     Raises:
         MedvolError: `BAD_DICOM`, `TRUNCATED` or `TOO_LARGE`, when the header itself cannot be read.
@@ -111,106 +146,26 @@ def read_slice_header(path: Path) -> SliceHeader | None:
 
     with dicom_errors(path), path.open("rb") as stream:
         check_inflated_size(stream, path)
-        dataset = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+        tags = [*_TAGS, *FILE_TAGS]
+        dataset = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=tags)
         kind = _class_name(dataset)
         if "Rows" not in dataset:
             if not kind or "Image Storage" in kind:
-                raise _truncated(path, f"a header that ends after {path.stat().st_size:,} bytes", "Rows and Columns")
-            return None
+                raise truncated(path, f"a header that ends after {path.stat().st_size:,} bytes", "Rows and Columns")
+            return ()
         if kind and "Image Storage" not in kind:
-            return None
-        # Some writers leave out the shared groups and keep the per-frame ones, which are long to parse.
+            return ()
         is_enhanced = "Enhanced" in kind or "SharedFunctionalGroupsSequence" in dataset
-        return _slice_header(dataset, path, _pixel_problem(dataset, stream, path), is_enhanced=is_enhanced)
+        offset, problem = pixel_place(dataset, stream, path)
+        header = _slice_header(dataset, path, offset, problem or _refusal(dataset, path), is_enhanced=is_enhanced)
+        if not is_enhanced:
+            return (header,)
+        from medvol.io.dicom_frames import expand
+
+        return expand(dataset, header)
 
 
-@contextmanager
-def dicom_errors(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom raises into a refusal, and keep its warnings, which quote values, out of logs."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except MedvolError:
-        raise
-    except OSError as error:
-        from medvol.io.files import cannot_read
-
-        if error.errno is not None:
-            raise cannot_read(path, error) from error
-        raise _bad(path, error) from error
-    except Exception as error:  # damage meets AttributeError, TypeError, ValueError, RecursionError, ...
-        raise _bad(path, error) from error
-
-
-def check_inflated_size(stream: BinaryIO, path: Path) -> None:
-    """Refuse a deflated file that would expand beyond the limit; pydicom expands it in one piece.
-
-    Raises:
-        MedvolError: `TOO_LARGE`.
-    """
-    head = stream.read(2048)
-    stream.seek(0)
-    if _DEFLATED not in head:
-        return
-    from pydicom.filereader import read_file_meta_info
-
-    length = int(read_file_meta_info(path).FileMetaInformationGroupLength)
-    stream.seek(128 + 4 + 12 + length)
-    decoder, seen = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    data = stream.read()
-    while data and not decoder.eof:
-        seen += len(decoder.decompress(data, 1 << 22))
-        data = decoder.unconsumed_tail
-        if seen > INFLATE_LIMIT:
-            raise MedvolError(
-                "TOO_LARGE",
-                file=path,
-                found=f"more than {INFLATE_LIMIT:,} bytes when inflated",
-                expected="at most that for one file",
-                fix="do not trust this file",
-            )
-    stream.seek(0)
-
-
-def _slice_header(dataset: Any, path: Path, problem: MedvolError | None, *, is_enhanced: bool) -> SliceHeader:
-    def text(keyword: str) -> str:
-        return str(dataset.get(keyword) or "")
-
-    def whole(keyword: str) -> int | None:
-        value = dataset.get(keyword)
-        return None if value in (None, "") else int(value)
-
-    thickness = _numbers(dataset, "SliceThickness", 1)
-    slope, intercept = _numbers(dataset, "RescaleSlope", 1), _numbers(dataset, "RescaleIntercept", 1)
-    return SliceHeader(
-        path=path,
-        study_uid=text("StudyInstanceUID"),
-        series_uid=text("SeriesInstanceUID"),
-        frame_uid=text("FrameOfReferenceUID"),
-        instance_uid=text("SOPInstanceUID"),
-        modality=text("Modality"),
-        description=text("SeriesDescription"),
-        number=whole("SeriesNumber"),
-        instance=whole("InstanceNumber"),
-        image_type=_texts(dataset.get("ImageType")),
-        size=(int(dataset.Rows), int(dataset.get("Columns") or 0)),
-        frames=whole("NumberOfFrames") or 1,
-        is_enhanced=is_enhanced,
-        photometric=text("PhotometricInterpretation"),
-        bits=whole("BitsAllocated") or 0,
-        spacing=_numbers(dataset, "PixelSpacing", 2),
-        thickness=thickness[0] if thickness else None,
-        position=_numbers(dataset, "ImagePositionPatient", 3),
-        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
-        rescale=(slope[0] if slope else 1.0, intercept[0] if intercept else 0.0),
-        has_lut="ModalityLUTSequence" in dataset,
-        is_lossy=text("LossyImageCompression") == "01",
-        problem=problem,
-    )
-
-
-def _numbers(dataset: Any, keyword: str, count: int) -> Numbers | None:
+def numbers(dataset: Any, keyword: str, count: int) -> Numbers | None:
     """Return a decimal attribute's values; None when absent or empty."""
     value = dataset.get(keyword)
     if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
@@ -221,6 +176,75 @@ def _numbers(dataset: Any, keyword: str, count: int) -> Numbers | None:
     if len(values) != count or not all(math.isfinite(one) for one in values):
         raise ValueError(f"{keyword} has {len(values)} values, some perhaps not finite")
     return values
+
+
+def whole(dataset: Any, keyword: str) -> int | None:
+    """Return an integer attribute; None when absent or empty."""
+    value = dataset.get(keyword)
+    return None if value in (None, "") else int(value)
+
+
+def _slice_header(
+    dataset: Any, path: Path, offset: int, problem: MedvolError | None, *, is_enhanced: bool
+) -> SliceHeader:
+    def text(keyword: str) -> str:
+        return str(dataset.get(keyword) or "")
+
+    thickness = numbers(dataset, "SliceThickness", 1)
+    slope, intercept = numbers(dataset, "RescaleSlope", 1), numbers(dataset, "RescaleIntercept", 1)
+    return SliceHeader(
+        path=path,
+        study_uid=text("StudyInstanceUID"),
+        series_uid=text("SeriesInstanceUID"),
+        frame_uid=text("FrameOfReferenceUID"),
+        instance_uid=text("SOPInstanceUID"),
+        modality=text("Modality"),
+        description=text("SeriesDescription"),
+        number=whole(dataset, "SeriesNumber"),
+        instance=whole(dataset, "InstanceNumber"),
+        image_type=_texts(dataset.get("ImageType")),
+        size=(int(dataset.Rows), int(dataset.get("Columns") or 0)),
+        frames=whole(dataset, "NumberOfFrames") or 1,
+        is_enhanced=is_enhanced,
+        photometric=text("PhotometricInterpretation"),
+        stored=_stored(dataset, offset),
+        syntax=str(getattr(dataset.file_meta, "TransferSyntaxUID", "")),
+        spacing=numbers(dataset, "PixelSpacing", 2),
+        detector_spacing=numbers(dataset, "ImagerPixelSpacing", 2),
+        thickness=thickness[0] if thickness else None,
+        position=numbers(dataset, "ImagePositionPatient", 3),
+        orientation=numbers(dataset, "ImageOrientationPatient", 6),
+        rescale=(slope[0] if slope else 1.0, intercept[0] if intercept else 0.0),
+        has_lut="ModalityLUTSequence" in dataset,
+        is_lossy=text("LossyImageCompression") == "01",
+        is_capture="Secondary Capture" in _class_name(dataset),
+        expected_count=whole(dataset, "ImagesInAcquisition"),
+        tags=file_tags(dataset),
+        problem=problem,
+    )
+
+
+def _stored(dataset: Any, offset: int) -> Stored:
+    allocated = whole(dataset, "BitsAllocated") or 0
+    bits = whole(dataset, "BitsStored") or allocated
+    high, is_signed = whole(dataset, "HighBit"), whole(dataset, "PixelRepresentation") == 1
+    low, limit = (
+        _padding(dataset, keyword, bits, is_signed) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    )
+    span = None if low is None else sorted((low, low if limit is None else limit))
+    padding = None if span is None else (span[0], span[1])
+    return Stored(allocated, bits, bits - 1 if high is None else high, is_signed, offset, padding)
+
+
+def _padding(dataset: Any, keyword: str, bits: int, is_signed: bool) -> int | None:
+    """Return a padding value as the stored value that it means; scanners write it signed and unsigned alike."""
+    value = dataset.get(keyword)
+    if isinstance(value, bytes):  # implicit encoding does not say which of the two it is
+        value = int.from_bytes(value[:2], "little" if dataset.original_encoding[1] else "big") if value else None
+    if value in (None, "") or not 1 <= bits <= 16:
+        return None
+    value = int(value) & ((1 << bits) - 1)
+    return value - (1 << bits) if is_signed and value >> (bits - 1) else value
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -237,40 +261,23 @@ def _class_name(dataset: Any) -> str:
     return "" if uid.is_private or uid.name == uid else str(uid.name)
 
 
-def _pixel_problem(dataset: Any, stream: BinaryIO, path: Path) -> MedvolError | None:
-    """Return a refusal when the pixel data are absent or shorter than the header promises."""
-    order = "<" if dataset.original_encoding[1] else ">"
-    syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
-    if syntax is not None and syntax.is_deflated:
-        return None  # a cut deflated stream has failed to inflate already
-    start, size = stream.tell(), path.stat().st_size
-    element = stream.read(12)
-    if len(element) < 12 or struct.unpack(order + "H", element[:2])[0] != 0x7FE0:
-        return _truncated(path, f"{size:,} bytes without pixel data", "an image")
-    is_explicit = not dataset.original_encoding[0]
-    length = struct.unpack(order + "I", element[8:12] if is_explicit else element[4:8])[0]
-    if length == _UNDEFINED:
-        return None  # encapsulated: its end is found when it is decoded
-    available = size - start - (12 if is_explicit else 8)
-    promised = int(dataset.Rows) * int(dataset.get("Columns") or 0) * int(dataset.get("BitsAllocated") or 0) // 8
-    promised *= int(dataset.get("SamplesPerPixel") or 1) * int(dataset.get("NumberOfFrames") or 1)
-    if "422" in str(dataset.get("PhotometricInterpretation")):
-        promised = promised * 2 // 3
-    if available < length or length < promised:
-        return _truncated(path, f"{min(available, length):,} bytes of pixels", f"{max(length, promised):,}")
-    return None
-
-
-def _truncated(path: Path, found: str, expected: str) -> MedvolError:
-    return MedvolError("TRUNCATED", file=path, found=found, expected=expected, fix="copy or send the file again")
-
-
-def _bad(path: Path, error: Exception) -> MedvolError:
-    # Only the kind of exception is shown: its text may quote a value of the header.
-    return MedvolError(
-        "BAD_DICOM",
-        file=path,
-        found=f"it cannot be read ({type(error).__name__})",
-        expected="a DICOM file",
-        fix="export or send the file again",
+def _refusal(dataset: Any, path: Path) -> MedvolError | None:
+    """Return a refusal by name of what no header makes a stack of slices."""
+    kinds: Sequence[tuple[str, bool, str, str]] = (
+        (
+            "SIEMENS_MOSAIC",
+            "MOSAIC" in _texts(dataset.get("ImageType")) or _MOSAIC_COUNT in dataset,
+            "a mosaic of slices",
+            "convert it with dcm2niix",
+        ),
+        (
+            "TILED_IMAGE",
+            "TILED" in str(dataset.get("DimensionOrganizationType")),
+            "tiles of one large image",
+            "use a reader of whole-slide images",
+        ),
     )
+    for code, applies, found, fix in kinds:
+        if applies:
+            return MedvolError(code, file=path, found=found, expected="one grey slice per file or frame", fix=fix)
+    return None

@@ -1,9 +1,15 @@
-"""The stored numbers of DICOM slices, rescaled to what they mean (Hounsfield units in CT)."""
+"""The stored numbers of DICOM slices, rescaled to what they mean (Hounsfield units in CT).
+
+The rescale is that of the header, slice by slice and frame by frame; the private scale of Philips is not applied.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.errors import MedvolError
-from medvol.io.dicom_header import SliceHeader, check_inflated_size, dicom_errors
+from medvol.io.dicom_codecs import decode_frame, extract_bits, releases_the_lock
+from medvol.io.dicom_file import check_inflated_size, dicom_errors, truncated
+from medvol.io.dicom_header import SliceHeader
 
 _TAGS = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -19,27 +27,43 @@ _TAGS = (
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept"),
 )
 _INT16 = np.iinfo(np.int16)
+_BATCH = 32
+"""Slices decoded ahead of the stack: enough for every thread, little beside the volume."""
+
+Array = npt.NDArray[Any]
 
 
-def read_stack(slices: Sequence[SliceHeader]) -> npt.NDArray[Any]:
-    """Return the values of slices as an array of shape (slice, row, column).
+def read_stack(slices: Sequence[SliceHeader], pad_to: float | None = None) -> tuple[Array, tuple[str, ...]]:
+    """Return the values of slices as an array of shape (slice, row, column), and a note on padding.
 
     The type is int16 where every slope is 1 and every value fits, else float32.
+
+    Args:
+        slices: In the order of the result.
+        pad_to: Value for voxels that the header calls padding; None leaves what is stored.
 
     Raises:
         MedvolError: `NEED_CODEC`, `BAD_DICOM`, `TRUNCATED` or `NONFINITE`.
     """
     rows, columns = slices[0].size
-    stack: npt.NDArray[Any] = np.empty((len(slices), rows, columns), dtype=np.int16)
-    for index, one in enumerate(slices):
-        values = _values(one)
-        if stack.dtype == np.int16 and not _fits(values):
+    stack: Array = np.empty((len(slices), rows, columns), dtype=np.int16)
+    padded = 0
+    for index, (one, stored, rescaled) in enumerate(_decoded(slices)):
+        values = rescaled
+        mask = _padding(one, stored)
+        if mask is not None:
+            padded += int(mask.sum())
+            values = rescaled if pad_to is None else _fill(rescaled, mask, pad_to)
+        if stack.dtype == np.int16 and values.dtype != np.int16:
             stack = stack.astype(np.float32)
         with np.errstate(over="ignore"):
             stack[index] = values
-        if stack.dtype == np.float32 and not np.isfinite(stack[index]).all():
+        if values.dtype.kind == "f" and not np.isfinite(stack[index]).all():
             raise MedvolError("NONFINITE", file=one.path, found="values beyond 32-bit floating point after the rescale")
-    return stack
+    if not padded:
+        return stack, ()
+    done = "left as stored" if pad_to is None else f"set to {pad_to:g}"
+    return stack, (f"{padded / stack.size:.1%} of the voxels are padding, {done}",)
 
 
 def pixel_fingerprint(one: SliceHeader) -> tuple[str, tuple[float, float]]:
@@ -48,33 +72,104 @@ def pixel_fingerprint(one: SliceHeader) -> tuple[str, tuple[float, float]]:
     Raises:
         MedvolError: `BAD_DICOM`.
     """
+    if one.frames > 1:
+        ((_, stored, _),) = _decoded([one])
+        return hashlib.blake2b(stored.tobytes(), digest_size=16).hexdigest(), one.rescale
     dataset = _read(one.path)
     with dicom_errors(one.path):
         return hashlib.blake2b(dataset.PixelData, digest_size=16).hexdigest(), one.rescale
 
 
-def _fits(values: npt.NDArray[Any]) -> bool:
-    if values.dtype.kind not in "iu":
-        return False
-    return bool(int(values.min()) >= _INT16.min and int(values.max()) <= _INT16.max)
+def _decoded(slices: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, Array, Array]]:
+    """Yield each slice with its stored and its rescaled values."""
+    if not releases_the_lock(slices[0].syntax):
+        for _, members in groupby(slices, key=lambda one: one.path):
+            yield from _file_values(list(members))
+        return
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(slices), _BATCH):
+            batch = slices[start : start + _BATCH]
+            # Files are read by this thread alone: silencing pydicom's warnings is not safe in several at once.
+            opened = {path: _read(path) for path in dict.fromkeys(one.path for one in batch)}
+            pending = [pool.submit(decode_frame, opened[one.path], one) for one in batch]
+            for one, future in zip(batch, pending, strict=True):
+                with dicom_errors(one.path):
+                    stored = _of_size(future.result(), one)
+                yield _values(one, stored, opened[one.path])
 
 
-def _values(one: SliceHeader) -> npt.NDArray[Any]:
-    """Return one slice, shape (row, column), after its modality transform."""
-    dataset = _read(one.path)
-    _require_codec(dataset, one.path)
+def _file_values(members: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, Array, Array]]:
+    """Yield the slices of one file, which is opened once."""
+    first = members[0]
+    if first.stored.offset and not first.has_lut:
+        with dicom_errors(first.path), first.path.open("rb") as stream:
+            for one in members:
+                yield _values(one, _native(one, stream))
+        return
+    dataset = _read(first.path)
+    for one in members:
+        yield _values(one, _encoded(one, dataset), dataset)
+
+
+def _native(one: SliceHeader, stream: Any) -> Array:
+    """Return the stored values of uncompressed little-endian pixels."""
+    rows, columns = one.size
+    width = one.stored.bits_allocated // 8
+    length = rows * columns * width
+    stream.seek(one.stored.offset + one.frame * length)
+    data = bytearray(length)
+    if stream.readinto(data) != length:
+        raise truncated(one.path, "fewer pixels than when its header was read", f"{length:,} bytes")
+    return extract_bits(np.frombuffer(data, f"<u{width}").reshape(rows, columns), one.stored)
+
+
+def _encoded(one: SliceHeader, dataset: Any) -> Array:
     with dicom_errors(one.path):
-        stored: npt.NDArray[Any] = dataset.pixel_array
-        if stored.shape != one.size:
-            raise ValueError("another shape than the header's")
-        if one.has_lut:
-            from pydicom.pixels import apply_modality_lut
+        return _of_size(decode_frame(dataset, one), one)
 
-            return np.asarray(apply_modality_lut(stored, dataset))
+
+def _of_size(stored: Array, one: SliceHeader) -> Array:
+    if stored.shape != one.size:
+        raise ValueError("another shape than the header's")
+    return stored
+
+
+def _padding(one: SliceHeader, stored: Array) -> npt.NDArray[np.bool_] | None:
+    if one.stored.padding is None:
+        return None
+    low, high = one.stored.padding
+    return np.asarray((stored >= low) & (stored <= high))
+
+
+def _fill(values: Array, mask: npt.NDArray[np.bool_], pad_to: float) -> Array:
+    """Return the values with the padding replaced, int16 where both are."""
+    is_small = float(pad_to).is_integer() and _INT16.min <= pad_to <= _INT16.max
+    return np.where(mask, np.int16(pad_to) if is_small else np.float64(pad_to), values)
+
+
+def _values(one: SliceHeader, stored: Array, dataset: Any = None) -> tuple[SliceHeader, Array, Array]:
+    """Return one slice with its values after the modality transform: int16 where they fit, else floating point."""
+    if one.has_lut and dataset is not None:
+        from pydicom.pixels import apply_modality_lut
+
+        with dicom_errors(one.path):
+            return one, stored, _narrow(np.asarray(apply_modality_lut(stored, dataset)), 0)
     slope, intercept = one.rescale
     if slope == 1 and float(intercept).is_integer() and abs(intercept) < 1 << 30:
-        return stored if intercept == 0 else stored.astype(np.int64) + int(intercept)
-    return stored * np.float64(slope) + np.float64(intercept)
+        return one, stored, _narrow(stored, int(intercept))
+    return one, stored, stored * np.float64(slope) + np.float64(intercept)
+
+
+def _narrow(values: Array, intercept: int) -> Array:
+    """Return `values + intercept` as int16 where all of them fit, else as float64."""
+    if values.dtype.kind not in "iu":
+        return values
+    low, high = int(values.min()) + intercept, int(values.max()) + intercept
+    if low < _INT16.min or high > _INT16.max:
+        return values.astype(np.float64) + intercept
+    # The sum fits, so it is right modulo 2**16, in which int16 arrays wrap without a word.
+    narrow = values.astype(np.int16, copy=False)
+    return narrow if intercept == 0 else narrow + np.array(intercept, np.int64).astype(np.int16)
 
 
 def _read(path: Path) -> Any:
@@ -89,22 +184,5 @@ def _read(path: Path) -> Any:
             explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
         if "PixelData" not in dataset:
-            raise MedvolError(
-                "TRUNCATED", file=path, found="no complete pixel data", expected="an image", fix="send the file again"
-            )
+            raise truncated(path, "no complete pixel data", "an image")
         return dataset
-
-
-def _require_codec(dataset: Any, path: Path) -> None:
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    with dicom_errors(path):
-        if syntax.is_encapsulated and not get_decoder(syntax).is_available:
-            raise MedvolError(
-                "NEED_CODEC",
-                file=path,
-                found=f"compression {syntax.name}"[:80],
-                expected="an installed decoder",
-                fix="pip install python-gdcm",
-            )

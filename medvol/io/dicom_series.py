@@ -1,23 +1,25 @@
 """A DICOM series as one volume, or a refusal that names the file, the numbers and the way out.
 
-What is refused by name for now: several images in one folder, colour, multi-frame files (enhanced or not), Siemens
-mosaics. The order of slices follows from their positions; instance numbers are never used for it.
+Rule zero: a volume comes back only if every voxel's position follows from the headers. The order of slices follows from
+their positions; instance numbers are never used for it. Refused by name: several images or several volumes where none
+is chosen, colour, multi-frame files without functional groups, Siemens mosaics, tiles, parts of a concatenation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from medvol.errors import MedvolError
 from medvol.geometry import Volume
-from medvol.io.dicom_geometry import STEP_TOLERANCE_MM, Arranged, arrange, sort_slices
+from medvol.io.dicom_codecs import codec_problem
+from medvol.io.dicom_geometry import Arranged, arrange
 from medvol.io.dicom_groups import Scan, choose_group, scan
 from medvol.io.dicom_header import SliceHeader
-from medvol.io.dicom_pixels import pixel_fingerprint, read_stack
+from medvol.io.dicom_pixels import read_stack
+from medvol.io.dicom_resample import interpolate_planes
+from medvol.io.dicom_select import Selection, fragment_of, parse_selection
+from medvol.io.dicom_volumes import Parted, part_volumes, several_volumes
 from medvol.io.files import existing
 from medvol.io.options import ReadOptions
 from medvol.io.voxels import require_size
@@ -37,6 +39,8 @@ class SeriesInfo:
         count: Number of files.
         verdict: Empty when the headers describe one volume, else the code of the refusal.
         files: The files, sorted.
+        reason: The refusal behind the verdict, None when there is none.
+        volumes: Fragment and arrangement of each volume that can be read; several when a tag tells them apart.
     """
 
     uid: str
@@ -48,6 +52,8 @@ class SeriesInfo:
     count: int
     verdict: str
     files: tuple[Path, ...]
+    reason: MedvolError | None = None
+    volumes: tuple[tuple[str, Arranged], ...] = ()
 
 
 def list_series(folder: Path | str) -> list[SeriesInfo]:
@@ -63,94 +69,122 @@ def list_series(folder: Path | str) -> list[SeriesInfo]:
     by_uid: dict[str, list[SliceHeader]] = {}
     for one in found.slices:
         by_uid.setdefault(one.series_uid, []).append(one)
-    listed = [_info(found, folder, uid, slices) for uid, slices in by_uid.items()]
-    listed += [SeriesInfo("", "", "", None, 0, 0, 1, one.code, (Path(one.file),)) for one in found.damaged]
+    listed = [series_info(Scan(tuple(slices), found.damaged, ()), folder, uid) for uid, slices in by_uid.items()]
+    listed += [SeriesInfo("", "", "", None, 0, 0, 1, one.code, (Path(one.file),), one) for one in found.damaged]
     return sorted(listed, key=lambda one: (one.number is None, one.number or 0, one.uid, one.files))
 
 
-def series_files(path: Path, uid: str | None) -> tuple[Path, ...]:
+def series_info(found: Scan, folder: Path, uid: str) -> SeriesInfo:
+    """Return what the headers of one series say, and what reading it would do."""
+    reason: MedvolError | None = None
+    volumes: list[tuple[str, Arranged]] = []
+    try:
+        group, _ = choose_group(found, folder, Selection(uid))
+        for one in group:
+            _require_readable(one)
+        parts = part_volumes(group, Selection(uid))
+        for part in parts:
+            try:
+                volumes.append((fragment_of(uid, part.tags), _arrange(part, ReadOptions(), is_part=len(parts) > 1)))
+            except MedvolError as error:
+                reason = error
+        if len(parts) > 1:
+            raise several_volumes(parts, folder)
+    except MedvolError as error:
+        reason = error
+    first = found.slices[0]
+    files = tuple(sorted({one.path for one in found.slices}))
+    verdict = reason.code if reason else ""
+    shown = uid, first.modality, first.description, first.number
+    return SeriesInfo(*shown, *first.size, len(files), verdict, files, reason, tuple(volumes))
+
+
+def series_files(path: Path, fragment: str | None) -> tuple[Path, ...]:
     """Return the files that decide the voxels of a series, sorted.
 
     Raises:
         MedvolError: As `read_series` where it chooses the image.
     """
-    group, _ = choose_group(scan(path), path, uid)
-    return tuple(sorted(one.path for one in group))
+    selection = parse_selection(fragment, path)
+    group, _ = choose_group(scan(path), path, selection)
+    return tuple(sorted({one.path for one in group}))
 
 
-def read_series(path: Path | str, uid: str | None = None, options: ReadOptions | None = None) -> Volume:
-    """Read one DICOM file, or the only series of a folder, or the series with the given UID.
+def read_series(path: Path | str, fragment: str | None = None, options: ReadOptions | None = None) -> Volume:
+    """Read one DICOM file, or the only series of a folder, or what a fragment selects (see `medvol.io.dicom_select`).
 
     Returns:
         Volume of shape (column, row, slice), a transposed view of memory in the order slice, row, column; int16 where
         every slope is 1 and the values fit, else float32.
 
     Raises:
-        MedvolError: `MIXED_SERIES`, `NO_DICOM`, `NO_GEOMETRY`, `MISSING_SLICES`, `UNEVEN_SPACING`,
+        MedvolError: `MIXED_SERIES`, `SEVERAL_VOLUMES`, `NO_DICOM`, `NO_GEOMETRY`, `MISSING_SLICES`, `UNEVEN_SPACING`,
             `DUPLICATE_POSITION`, `TRUNCATED`, `BAD_DICOM`, `NEED_CODEC`, `COLOUR_IMAGE`, `ENHANCED_MULTIFRAME`,
-            `MULTIFRAME`, `SIEMENS_MOSAIC`, `BAD_DTYPE`, `BAD_AFFINE`, `TOO_LARGE` or `NONFINITE`.
+            `CONCATENATION`, `MULTIFRAME`, `SIEMENS_MOSAIC`, `TILED_IMAGE`, `BAD_DTYPE`, `BAD_AFFINE`, `TOO_LARGE`,
+            `NOT_FOUND`, `BAD_REFERENCE` or `NONFINITE`.
     """
     options = options or ReadOptions()
     path = existing(Path(path))
-    group, notes = choose_group(scan(path), path, uid)
-    arranged = _plan(group, options)
-    rows, columns = arranged.slices[0].size
-    require_size(len(arranged.slices) * rows * columns * 2, path, options)
-    stack = read_stack(arranged.slices)
-    source = f"{path}#{uid}" if uid else str(path)
-    # The slice axis stays the slowest in memory: a copy to x-major order costs more than reading.
-    return Volume(stack.transpose(2, 1, 0), arranged.affine, source=source, notes=notes + arranged.notes)
-
-
-def _info(found: Scan, folder: Path, uid: str, slices: Sequence[SliceHeader]) -> SeriesInfo:
-    verdict = ""
-    try:
-        group, _ = choose_group(found, folder, uid)
-        _plan(group, ReadOptions())
-    except MedvolError as error:
-        verdict = error.code
-    first = slices[0]
-    files = tuple(sorted(one.path for one in slices))
-    number = first.number
-    return SeriesInfo(uid, first.modality, first.description, number, *first.size, len(files), verdict, files)
-
-
-def _plan(group: Sequence[SliceHeader], options: ReadOptions) -> Arranged:
-    """Return the slices of one image in order, checked as far as headers go."""
+    selection = parse_selection(fragment, path)
+    group, notes = choose_group(scan(path), path, selection)
     for one in group:
-        _require_plain(one)
-    notes: tuple[str, ...] = ()
-    if len(group) > 1:
-        ordered, levels = sort_slices(group)
-        group, notes = _without_duplicates(ordered, levels)
-    arranged = arrange(group, options)
-    first = arranged.slices[0]
-    if first.photometric == "MONOCHROME1":
+        _require_readable(one)
+    parts = part_volumes(group, selection)
+    if len(parts) > 1:
+        raise several_volumes(parts, path if path.is_dir() else path.parent)
+    arranged = _arrange(parts[0], options, is_part=bool(selection.tags))
+    rows, columns = arranged.slices[0].size
+    size = len(arranged.slices) * 2 + (0 if arranged.planes is None else len(arranged.planes) * 4)
+    require_size(size * rows * columns, path, options)
+    stack, more = read_stack(arranged.slices, options.pad_to)
+    if arranged.planes is not None:
+        stack = interpolate_planes(stack, arranged.planes)
+    source = f"{path}#{fragment}" if fragment else str(path)
+    # The slice axis stays the slowest in memory: a copy to x-major order costs more than reading.
+    return Volume(stack.transpose(2, 1, 0), arranged.affine, source=source, notes=notes + arranged.notes + more)
+
+
+def _arrange(part: Parted, options: ReadOptions, *, is_part: bool = False) -> Arranged:
+    """Return the slices of one volume in order, checked as far as headers go."""
+    arranged = arrange(part.slices, options)
+    is_part |= arranged.planes is not None  # then the gaps that a number would hint at are known
+    notes, count = part.notes, len(part.slices)
+    if part.slices[0].photometric == "MONOCHROME1":
         notes += ("MONOCHROME1: low values are meant to look bright; values not inverted",)
-    if any(one.is_lossy for one in group):
+    if any(one.is_lossy for one in part.slices):
         notes += ("lossy compression was applied to these images",)
-    instances = [one.instance for one in group if one.instance is not None]
-    if len(instances) == len(group) and max(instances) - min(instances) + 1 > len(group):
-        span = max(instances) - min(instances) + 1
-        notes += (f"instance numbers span {span} for {len(group)} slices: some may be missing at the ends",)
-    return Arranged(arranged.slices, arranged.affine, arranged.notes + notes)
+    instances = [one.instance for one in part.slices if one.instance is not None]
+    # The numbers of one of several volumes run over all of them.
+    span = max(instances) - min(instances) + 1 if len(instances) == count and not is_part else 0
+    expected = part.slices[0].expected_count or 0
+    if span > count:
+        notes += (f"instance numbers span {span} for {count} slices: some may be missing at the ends",)
+    elif expected > count and not is_part:
+        notes += (f"{expected} images in the acquisition, {count} here: some may be missing at the ends",)
+    return replace(arranged, notes=arranged.notes + notes)
 
 
-def _require_plain(one: SliceHeader) -> None:
-    """Refuse by name what is not one grey slice per file."""
+def _require_readable(one: SliceHeader) -> None:
+    """Refuse by name what is not one grey slice per file or frame."""
     if one.problem is not None:
         raise one.problem
+    if (missing := codec_problem(one)) is not None:
+        raise missing
+    is_stack = one.frames == 1 or one.is_enhanced
     refusals = (
-        ("SIEMENS_MOSAIC", "MOSAIC" in one.image_type, "a mosaic of slices", "convert it with dcm2niix"),
-        ("ENHANCED_MULTIFRAME", one.is_enhanced, "an enhanced multi-frame file", "convert it with dcm2niix"),
-        ("MULTIFRAME", one.frames != 1, f"{one.frames} frames without functional groups", "export single frames"),
+        ("MULTIFRAME", not is_stack, f"{one.frames} frames without functional groups", "export single frames"),
         (
             "COLOUR_IMAGE",
             not one.photometric.startswith("MONOCHROME"),
             f"colours ({one.photometric})",
             "export it as PNG",
         ),
-        ("BAD_DTYPE", one.bits not in (8, 16), f"{one.bits} bits per voxel", "export it with 16 bits"),
+        (
+            "BAD_DTYPE",
+            one.stored.bits_allocated not in (8, 16),
+            f"{one.stored.bits_allocated} bits per voxel",
+            "export it with 16 bits",
+        ),
         ("BAD_DICOM", min(one.size) < 1, f"{one.size[0]} x {one.size[1]} pixels", "send the file again"),
         ("BAD_DICOM", one.rescale[0] == 0, "RescaleSlope 0", "export the series again"),
     )
@@ -159,38 +193,3 @@ def _require_plain(one: SliceHeader) -> None:
             raise MedvolError(
                 code, file=one.path, found=found, expected="one grey image per file, 8 or 16 bits", fix=fix
             )
-
-
-def _without_duplicates(
-    slices: Sequence[SliceHeader], levels: np.ndarray
-) -> tuple[tuple[SliceHeader, ...], tuple[str, ...]]:
-    """Drop a second copy of the same image; refuse two images at one place."""
-    if np.diff(levels).min() > STEP_TOLERANCE_MM:
-        return tuple(slices), ()
-    kept: list[SliceHeader] = [slices[0]]
-    dropped, level = 0, levels[0]
-    for one, here in zip(slices[1:], levels[1:], strict=True):
-        if here - level > STEP_TOLERANCE_MM:
-            kept.append(one)
-            level = here
-        elif pixel_fingerprint(one) == pixel_fingerprint(kept[-1]):
-            dropped += 1
-        else:
-            raise _duplicate(kept[-1], one, slices, levels)
-    return tuple(kept), (f"{dropped} files dropped: same image at the same position",)
-
-
-def _duplicate(
-    first: SliceHeader, second: SliceHeader, slices: Sequence[SliceHeader], levels: np.ndarray
-) -> MedvolError:
-    places = 1 + int((np.diff(levels) > STEP_TOLERANCE_MM).sum())
-    several = (
-        f" ({len(slices)} files in {places} places: perhaps echoes or time points)" if len(slices) > places else ""
-    )
-    return MedvolError(
-        "DUPLICATE_POSITION",
-        file=first.path,
-        found=f"other pixels at the same position in {second.path.name[-60:]}{several}",
-        expected="one image per position",
-        fix="put each volume into a folder of its own",
-    )

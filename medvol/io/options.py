@@ -9,6 +9,7 @@ from typing import Literal
 from medvol.errors import MedvolError, nearest
 
 AFFINE_CHOICES = ("auto", "qform", "sform")
+UNEVEN_CHOICES = ("refuse", "resample")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class ReadOptions:
             and an honest mask compresses up to 1000 to 1.
         channels: Whether the array has channels behind its spatial axes: a fourth axis of a NIfTI, NRRD or MetaImage,
             the last axis of an npy or npz array. Otherwise such an array is refused.
+        uneven_spacing: What happens to a DICOM series with missing slices or uneven steps: refused, or interpolated
+            linearly between neighbouring slices onto even steps, with a note.
+        pad_to: Value put in place of the padding that a DICOM header names; None leaves it, with a note of its share.
     """
 
     affine: Literal["auto", "qform", "sform"] = "auto"
@@ -32,15 +36,19 @@ class ReadOptions:
     max_bytes: int = 8 << 30
     max_ratio: float = 200.0
     channels: bool = False
+    uneven_spacing: Literal["refuse", "resample"] = "refuse"
+    pad_to: float | None = None
 
     def __post_init__(self) -> None:
-        if self.affine not in AFFINE_CHOICES:
-            raise MedvolError(
-                "UNKNOWN_OPTION",
-                found=f"affine='{self.affine}'",
-                expected=", ".join(AFFINE_CHOICES),
-                fix=nearest(str(self.affine), AFFINE_CHOICES),
-            )
+        for name, choices in (("affine", AFFINE_CHOICES), ("uneven_spacing", UNEVEN_CHOICES)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise MedvolError(
+                    "UNKNOWN_OPTION",
+                    found=f"{name}='{value}'",
+                    expected=", ".join(choices),
+                    fix=nearest(str(value), choices),
+                )
         spacing = self.assume_spacing_mm
         if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(step) and step > 0 for step in spacing)):
             raise MedvolError(
@@ -48,5 +56,6 @@ class ReadOptions:
                 found=f"assume_spacing_mm={spacing}",
                 expected="three positive numbers, in millimetres",
             )
-        if self.nan_fill is not None and not math.isfinite(self.nan_fill):
-            raise MedvolError("UNKNOWN_OPTION", found=f"nan_fill={self.nan_fill}", expected="a finite number")
+        for name, fill in (("nan_fill", self.nan_fill), ("pad_to", self.pad_to)):
+            if fill is not None and not math.isfinite(fill):
+                raise MedvolError("UNKNOWN_OPTION", found=f"{name}={fill}", expected="a finite number")

@@ -1,0 +1,860 @@
+"""Every trap of DICOM that was met: a series is read with every voxel in its place, or refused by name.
+
+The generator writes landmarks at known positions: each voxel of the phantom has a value of its own, so the place of a
+value in the volume that is read tells whether it lies where it was written. pydicom alone writes the files.
+"""
+
+import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+
+from medvol.errors import MedvolError
+from medvol.geometry import apply_affine
+from medvol.io import ReadOptions, read_volume
+from medvol.io.dicom_codecs import codec_problem, extract_bits
+from medvol.io.dicom_header import Stored, read_slice_headers
+from medvol.io.dicom_series import list_series
+
+TOLERANCE_MM = 0.03
+TRAPS: dict[str, tuple[Callable, str]] = {}
+
+
+@dataclass
+class Maker:
+    """What a trap gets: a folder to fill, the phantom, where it lies, and the writer of plain series."""
+
+    folder: Path
+    voxels: np.ndarray
+    affine: np.ndarray
+    write: Callable[..., list[Path]]
+    truth: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        self.truth = self.voxels
+
+    def plain(self, edit=None, **options):
+        return self.write(self.folder, self.voxels, edit=edit, **options)
+
+    def changed(self, path, name, **values):
+        """Write a copy of a file with other attributes."""
+        dataset = pydicom.dcmread(path)
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(self.folder / name)
+
+
+def trap(code=""):
+    """Mark a function as a trap that must be refused with a code, or read in place when there is none."""
+
+    def mark(function):
+        TRAPS[function.__name__.strip("_")] = (function, code)
+        return function
+
+    return mark
+
+
+@pytest.fixture
+def maker(tmp_path, voxels, right_affine, write_series):
+    return Maker(tmp_path / "study", voxels, right_affine, write_series)
+
+
+def set_to(**values):
+    def edit(dataset, index):
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value(index) if callable(value) else value)
+
+    return edit
+
+
+def shift(distance):
+    def edit(dataset, index):
+        cosines = np.array(dataset.ImageOrientationPatient, float)
+        normal = np.cross(cosines[:3], cosines[3:])
+        moved = np.array(dataset.ImagePositionPatient, float) + normal * distance(index)
+        dataset.ImagePositionPatient = [f"{one:.6f}" for one in moved]
+
+    return edit
+
+
+def write_enhanced(path, array, affine, *, order=None, edit=None, edit_frame=None, syntax=ExplicitVRLittleEndian):
+    """Write one enhanced CT file; `order` gives for each frame the slice that it holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    steps = np.linalg.norm(lps[:3, :3], axis=0)
+    order = list(range(array.shape[2])) if order is None else order
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = EnhancedCTImageStorage, f"1.2.9.{len(str(path))}"
+    meta.TransferSyntaxUID = syntax
+    encoding = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128, **encoding)
+    dataset.SOPClassUID, dataset.SOPInstanceUID = EnhancedCTImageStorage, meta.MediaStorageSOPInstanceUID
+    dataset.PatientName, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "SECRETX", "1.2.3", "1.2.3.9"
+    dataset.Modality, dataset.NumberOfFrames = "CT", len(order)
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = array.shape[1], array.shape[0], 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    shared, measures, plane, value = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [float(steps[1]), float(steps[0])], 9.0
+    plane.ImageOrientationPatient = [float(f"{one:.9f}") for one in (lps[:3, :2] / steps[:2]).T.ravel()]
+    value.RescaleSlope, value.RescaleIntercept, value.RescaleType = 1, -1000, "HU"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Sequence([measures]), Sequence([plane])
+    shared.PixelValueTransformationSequence = Sequence([value])
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    groups = []
+    for frame, index in enumerate(order):
+        group, position, content = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = [float(f"{one:.6f}") for one in lps[:3, 3] + index * lps[:3, 2]]
+        content.StackID, content.InStackPositionNumber = "1", index + 1
+        content.DimensionIndexValues = [1, index + 1]
+        group.PlanePositionSequence, group.FrameContentSequence = Sequence([position]), Sequence([content])
+        if edit_frame is not None:
+            edit_frame(group, frame)
+        groups.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    kind = ">i2" if syntax == ExplicitVRBigEndian else "<i2"
+    dataset.PixelData = np.ascontiguousarray(array[:, :, order].T + 1000).astype(kind).tobytes()
+    dataset["PixelData"].VR = "OW"
+    if edit is not None:
+        edit(dataset)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+# Order and numbers
+
+
+@trap()
+def _instance_numbers_at_random(maker):
+    maker.plain(set_to(InstanceNumber=lambda index: (index * 5) % 9 + 1))
+
+
+@trap()
+def _no_instance_numbers(maker):
+    maker.plain(lambda dataset, index: delattr(dataset, "InstanceNumber"))
+
+
+@trap()
+def _one_instance_number_absent(maker):
+    maker.plain(lambda dataset, index: index == 3 and delattr(dataset, "InstanceNumber"))
+
+
+@trap()
+def _all_instance_numbers_equal(maker):
+    maker.plain(set_to(InstanceNumber=1))
+
+
+@trap()
+def _slice_location_against_the_positions(maker):
+    maker.plain(set_to(SliceLocation=lambda index: -7.5 * index, SpacingBetweenSlices=11.0, SliceThickness=5.0))
+
+
+@trap()
+def _sagittal_feet_first(maker):
+    maker.affine = np.array([[0, 0, 3.0, 5], [1.0, 0, 0, -4], [0, -1.5, 0, 9], [0, 0, 0, 1]])
+    maker.plain(set_to(PatientPosition="FFDL"), matrix=maker.affine)
+
+
+@trap()
+def _acquisitions_interleaved(maker):
+    maker.plain(set_to(AcquisitionNumber=lambda index: 1 + index % 2, AcquisitionTime=lambda index: f"1200{index:02d}"))
+
+
+@trap()
+def _gantry_tilt(maker):
+    maker.affine = maker.affine.copy()
+    maker.affine[:3, 2] += maker.affine[:3, 1] / 1.5 * 3.0 * np.tan(np.radians(13.5))
+    maker.plain(matrix=maker.affine)
+
+
+@trap()
+def _positions_rounded(maker):
+    maker.plain(shift(lambda index: 0.02 * (-1) ** index))
+
+
+@trap()
+def _orientation_drifts_by_rounding(maker):
+    def edit(dataset, index):
+        values = [float(one) for one in dataset.ImageOrientationPatient]
+        dataset.ImageOrientationPatient = [f"{one + 4e-4 * (index % 2):.6f}" for one in values]
+
+    maker.plain(edit)
+
+
+@trap("MISSING_SLICES")
+def _inner_slice_missing(maker):
+    maker.plain()[4].unlink()
+
+
+@trap("UNEVEN_SPACING")
+def _spacing_changes_halfway(maker):
+    maker.plain(shift(lambda index: 2.0 * max(index - 4, 0)))
+
+
+@trap("UNEVEN_SPACING")
+def _slice_beside_the_line(maker):
+    def edit(dataset, index):
+        if index == 4:
+            x, y, z = dataset.ImagePositionPatient
+            dataset.ImagePositionPatient = [x + 2, y, z]
+
+    maker.plain(edit)
+
+
+@trap("BAD_AFFINE")
+def _directions_no_unit_vectors(maker):
+    maker.plain(set_to(ImageOrientationPatient=[1, 0, 0, 0, 1.1, 0]))
+
+
+# Several images
+
+
+@trap()
+def _same_file_twice(maker):
+    shutil.copy(maker.plain()[2], maker.folder / "copy.dcm")
+
+
+@trap()
+def _same_image_under_another_uid(maker):
+    maker.changed(maker.plain()[2], "copy.dcm", SOPInstanceUID="1.2.3.77", InstanceNumber=77, AcquisitionNumber=2)
+
+
+@trap("DUPLICATE_POSITION")
+def _other_pixels_at_one_position(maker):
+    path = maker.plain()[2]
+    maker.changed(path, "other.dcm", PixelData=bytes(112))
+
+
+@trap("DUPLICATE_POSITION")
+def _two_volumes_without_a_tag(maker):
+    maker.plain()
+    maker.write(maker.folder / "b", maker.voxels + 1000)
+
+
+@trap("SEVERAL_VOLUMES")
+def _two_echoes(maker):
+    maker.plain(set_to(EchoTime=4.6))
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(EchoTime=9.2))
+
+
+@trap("SEVERAL_VOLUMES")
+def _two_phases(maker):
+    maker.plain(set_to(TemporalPositionIdentifier=1))
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(TemporalPositionIdentifier=2))
+
+
+@trap("DUPLICATE_POSITION")
+def _second_echo_incomplete(maker):
+    maker.plain(set_to(EchoTime=4.6))
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(EchoTime=9.2))[3].unlink()
+
+
+@trap("MIXED_SERIES")
+def _two_series(maker):
+    maker.plain()
+    maker.write(maker.folder / "b", maker.voxels, series="1.2.3.5")
+
+
+@trap("MIXED_SERIES")
+def _matrix_changes(maker):
+    maker.plain()
+    maker.write(maker.folder / "b", maker.voxels[:5])
+
+
+@trap("MIXED_SERIES")
+def _two_frames_of_reference(maker):
+    maker.plain(set_to(FrameOfReferenceUID=lambda index: f"1.9.{index // 5}"))
+
+
+@trap("MIXED_SERIES")
+def _orientation_changes(maker):
+    maker.plain(lambda dataset, index: index > 6 and set_to(ImageOrientationPatient=[0, 1, 0, 0, 0, 1])(dataset, index))
+
+
+@trap()
+def _localizer_across(maker):
+    path = maker.plain()[0]
+    turned = dict(ImageOrientationPatient=[0, 1, 0, 0, 0, -1], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    maker.changed(path, "scout.dcm", SOPInstanceUID="1.2.3.88", **turned)
+
+
+@trap()
+def _localizer_of_the_same_orientation(maker):
+    path = maker.plain()[0]
+    maker.changed(path, "scout.dcm", SOPInstanceUID="1.2.3.88", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+
+
+@trap()
+def _page_of_a_dose_report(maker):
+    path = maker.plain()[0]
+    page = pydicom.dcmread(path)
+    page.SOPClassUID = page.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    page.SeriesInstanceUID, page.SOPInstanceUID, page.Modality = "1.2.3.99", "1.2.3.99.1", "OT"
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(page, keyword)
+    page.save_as(maker.folder / "report.dcm")
+
+
+@trap()
+def _reports_and_structures_beside(maker):
+    maker.plain()
+    for name in ("rtstruct.dcm", "test-SR.dcm"):
+        shutil.copy(get_testdata_file(name), maker.folder)
+
+
+# Values
+
+
+def _unsigned(dataset, index, **values):
+    dataset.PixelRepresentation = 0
+    stored = np.frombuffer(dataset.PixelData, "<i2") + np.int16(200)
+    dataset.PixelData, dataset.RescaleIntercept = stored.astype("<u2").tobytes(), -200
+    set_to(**values)(dataset, index)
+
+
+@trap()
+def _unsigned_with_intercept(maker):
+    maker.plain(_unsigned)
+
+
+@trap()
+def _slope_per_slice(maker):
+    def edit(dataset, index):
+        slope = 2.0 ** (index % 3)
+        stored = np.frombuffer(dataset.PixelData, "<i2").astype(float)
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1 / slope, 0
+        dataset.PixelData = (stored * slope).astype("<i2").tobytes()
+
+    maker.plain(edit)
+
+
+@trap()
+def _monochrome1(maker):
+    maker.plain(set_to(PhotometricInterpretation="MONOCHROME1"))
+
+
+@trap()
+def _modality_table(maker):
+    def edit(dataset, index):
+        _unsigned(dataset, index)
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+        table = Dataset()
+        table.LUTDescriptor = [1024, 0, 16]
+        table.add_new(0x00283006, "US", list(range(1024)))
+        table.ModalityLUTType = "US"
+        dataset.ModalityLUTSequence = Sequence([table])
+
+    maker.plain(edit)
+    maker.truth = maker.voxels + 200
+
+
+@trap()
+def _twelve_bits_signed_below_an_overlay(maker):
+    def edit(dataset, index):
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        stored = np.frombuffer(dataset.PixelData, "<u2")
+        dataset.PixelData = ((stored & 0x0FFF) | 0x5000).astype("<u2").tobytes()
+
+    maker.plain(edit)
+
+
+@trap()
+def _twelve_bits_at_the_top(maker):
+    def edit(dataset, index):
+        dataset.BitsStored, dataset.HighBit = 12, 15
+        stored = np.frombuffer(dataset.PixelData, "<i2")
+        dataset.PixelData = (stored << 4).astype("<i2").tobytes()
+
+    maker.plain(edit)
+
+
+@trap()
+def _padding(maker):
+    maker.plain(set_to(PixelPaddingValue=-100))
+
+
+@trap("BAD_DICOM")
+def _slope_zero(maker):
+    maker.plain(set_to(RescaleSlope=0))
+
+
+@trap("BAD_DTYPE")
+def _thirty_two_bits(maker):
+    maker.plain(set_to(BitsAllocated=32, Rows=4))
+
+
+@trap("COLOUR_IMAGE")
+def _colour(maker):
+    maker.plain(set_to(PhotometricInterpretation="RGB", SamplesPerPixel=3, BitsAllocated=8, Rows=4))
+
+
+# Encodings and files
+
+
+@trap()
+def _implicit(maker):
+    maker.plain(syntax=ImplicitVRLittleEndian)
+
+
+@trap()
+def _big_endian(maker):
+    maker.plain(syntax=ExplicitVRBigEndian)
+
+
+@trap()
+def _deflated(maker):
+    maker.plain(syntax=DeflatedExplicitVRLittleEndian)
+
+
+@trap()
+def _run_length(maker):
+    maker.plain(lambda dataset, index: dataset.compress(RLELossless, generate_instance_uid=False))
+
+
+@trap()
+def _no_preamble_nested_and_junk(maker):
+    for position, path in enumerate(maker.plain(syntax=ImplicitVRLittleEndian)):
+        data = path.read_bytes()
+        path.unlink()
+        place = maker.folder / f"{position % 2}" / "deeper"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"IM{position}").write_bytes(data[132:])
+    (maker.folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(600))
+    (maker.folder / "notes.txt").write_text("text")
+    (maker.folder / "loop").symlink_to(maker.folder)
+
+
+@trap()
+def _index_file_beside(maker):
+    maker.plain()
+    shutil.copy(get_testdata_file("DICOMDIR"), maker.folder)
+
+
+@trap("TRUNCATED")
+def _truncated(maker):
+    path = maker.plain()[4]
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+@trap("BAD_DICOM")
+def _nested_without_end(maker):
+    path = maker.plain()[4]
+    data = path.read_bytes()
+    at = data.index(struct.pack("<HH", 0x0018, 0x0050))
+    item = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
+    path.write_bytes(data[:at] + item * 5000 + data[at:])
+
+
+@trap("NO_GEOMETRY")
+def _no_pixel_spacing(maker):
+    maker.plain(lambda dataset, index: delattr(dataset, "PixelSpacing"))
+
+
+@trap("NO_GEOMETRY")
+def _spacing_of_the_detector_only(maker):
+    def edit(dataset, index):
+        del dataset.PixelSpacing
+        dataset.ImagerPixelSpacing = [0.14, 0.14]
+
+    maker.plain(edit)
+
+
+@trap("NO_GEOMETRY")
+def _no_position(maker):
+    maker.plain(lambda dataset, index: delattr(dataset, "ImagePositionPatient"))
+
+
+@trap("SIEMENS_MOSAIC")
+def _mosaic(maker):
+    maker.plain(set_to(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))
+
+
+@trap("MULTIFRAME")
+def _frames_without_groups(maker):
+    maker.plain(set_to(NumberOfFrames=2, Rows=4))
+
+
+# Enhanced multi-frame
+
+
+@trap()
+def _enhanced(maker):
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine)
+
+
+@trap()
+def _enhanced_shuffled(maker):
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, order=[4, 0, 8, 2, 6, 1, 7, 3, 5])
+
+
+@trap()
+def _enhanced_big_endian(maker):
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, syntax=ExplicitVRBigEndian)
+
+
+@trap()
+def _enhanced_run_length(maker):
+    def edit(dataset):
+        dataset.compress(RLELossless, generate_instance_uid=False)
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, order=[8, *range(8)], edit=edit)
+
+
+@trap()
+def _enhanced_rescale_per_frame(maker):
+    def edit_frame(group, frame):
+        value = Dataset()
+        value.RescaleSlope, value.RescaleIntercept, value.RescaleType = 1, -1000 + 10 * frame, "HU"
+        group.PixelValueTransformationSequence = Sequence([value])
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit_frame=edit_frame)
+    maker.truth = maker.voxels + 10 * np.arange(9, dtype=np.int16)
+
+
+@trap("MISSING_SLICES")
+def _enhanced_frame_missing(maker):
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, order=[0, 1, 2, 4, 5, 6, 7, 8])
+
+
+@trap("MIXED_SERIES")
+def _enhanced_two_stacks(maker):
+    def edit_frame(group, frame):
+        group.FrameContentSequence[0].StackID = "1" if frame < 5 else "2"
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit_frame=edit_frame)
+
+
+@trap("ENHANCED_MULTIFRAME")
+def _enhanced_groups_missing(maker):
+    write_enhanced(
+        maker.folder / "one.dcm",
+        maker.voxels,
+        maker.affine,
+        edit=lambda dataset: dataset.PerFrameFunctionalGroupsSequence.pop(),
+    )
+
+
+@trap("CONCATENATION")
+def _concatenation(maker):
+    def edit(dataset):
+        dataset.ConcatenationUID, dataset.InConcatenationNumber = "1.2.3.4.5", 1
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit=edit)
+
+
+@trap("TILED_IMAGE")
+def _tiles(maker):
+    def edit(dataset):
+        dataset.DimensionOrganizationType = "TILED_FULL"
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit=edit)
+
+
+@trap("TRUNCATED")
+def _enhanced_truncated(maker):
+    path = write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_is_read_in_place_or_refused_by_name(maker, name):
+    function, code = TRAPS[name]
+    function(maker)
+    if code:
+        with pytest.raises(MedvolError) as caught:
+            read_volume(maker.folder)
+        assert caught.value.code == code, str(caught.value)
+        assert len(str(caught.value)) <= 300
+        assert caught.value.fix
+        assert "SECRETX" not in repr(caught.value.as_dict())
+        assert code in {one.verdict for one in list_series(maker.folder)} or code == "MIXED_SERIES"
+    else:
+        volume = read_volume(maker.folder)
+        assert_in_place(volume, maker.truth, maker.affine)
+        assert volume.array.T.flags.c_contiguous
+        assert [one.verdict for one in list_series(maker.folder) if one.modality == "CT"] == [""]
+
+
+def assert_in_place(volume, truth, affine):
+    """Every voxel of the truth has its value at its position, and there is no other voxel."""
+    assert sorted(volume.array.shape) == sorted(truth.shape)
+    indices = np.stack(np.meshgrid(*[range(length) for length in truth.shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    inside = apply_affine(np.linalg.inv(volume.affine), apply_affine(affine, indices))
+    nearest = np.rint(inside).astype(int)
+    assert np.abs((inside - nearest) * volume.spacing_mm).max() < TOLERANCE_MM
+    np.testing.assert_allclose(volume.array[tuple(nearest.T)], truth[tuple(indices.T)], rtol=1e-6)
+
+
+# Naming one of several
+
+
+def _named(folder, *fragments):
+    return [read_volume(f"{folder}#{fragment}").array for fragment in fragments]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fragments"),
+    [
+        ({"EchoTime": 4.6}, {"EchoTime": 9.2}, ("EchoTime=4.6", "1.2.3.4;EchoTime=9.20")),
+        ({"DiffusionBValue": 0.0}, {"DiffusionBValue": 1000.0}, ("DiffusionBValue=0", "DiffusionBValue=1000")),
+        ({"ImageType": ["A", "B", "M"]}, {"ImageType": ["A", "B", "P"]}, ("ImageType=A,B,M", "ImageType=a,b,p")),
+        ({"AcquisitionNumber": 2}, {"AcquisitionNumber": 10}, ("AcquisitionNumber=2", "AcquisitionNumber=10")),
+        ({"EchoTime": 4.6}, {}, ("EchoTime=4.6", "EchoTime=none")),
+    ],
+    ids=str,
+)
+def test_volumes_of_one_series_are_read_by_the_tag_that_tells_them_apart(maker, refused, first, second, fragments):
+    maker.plain(set_to(**first))
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(**second))
+    with refused(
+        "SEVERAL_VOLUMES", "2 volumes of 9 slices, told apart by", fragments[0].partition("=")[0], "folder#UID;"
+    ):
+        read_volume(maker.folder)
+    one, two = _named(maker.folder, *fragments)
+    np.testing.assert_array_equal(one, maker.voxels)
+    np.testing.assert_array_equal(two, maker.voxels + 1000)
+
+
+def test_the_details_of_a_refusal_read_as_references(maker):
+    maker.plain(set_to(EchoTime=4.6))
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(EchoTime=9.2))
+    with pytest.raises(MedvolError) as caught:
+        read_volume(maker.folder)
+    one, two = (read_volume(detail).array for detail in caught.value.details)
+    np.testing.assert_array_equal(two - one, 1000)
+    (listed,) = list_series(maker.folder)
+    assert [fragment for fragment, _ in listed.volumes] == ["1.2.3.4;EchoTime=4.6", "1.2.3.4;EchoTime=9.2"]
+
+
+def test_two_tags_explain_what_none_alone_does(maker, refused):
+    for position, (echo, part) in enumerate([(4.6, "M"), (4.6, "P"), (9.2, "M"), (9.2, "P")]):
+        edit = set_to(EchoTime=echo, ImageType=["ORIGINAL", "PRIMARY", part])
+        maker.write(maker.folder / str(position), maker.voxels + 1000 * position, edit=edit)
+    with refused("SEVERAL_VOLUMES", "4 volumes", "EchoTime and ImageType"):
+        read_volume(maker.folder)
+    with refused("SEVERAL_VOLUMES", "2 volumes", "ImageType"):
+        read_volume(f"{maker.folder}#EchoTime=9.2")
+    (array,) = _named(maker.folder, "EchoTime=9.2;ImageType=ORIGINAL,PRIMARY,M")
+    np.testing.assert_array_equal(array, maker.voxels + 2000)
+
+
+def test_times_count_by_their_rank_and_are_never_shown(maker, refused):
+    maker.plain(set_to(AcquisitionTime="235911.25"))
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(AcquisitionTime="081530.5"))
+    with pytest.raises(MedvolError) as caught:
+        read_volume(maker.folder)
+    assert caught.value.code == "SEVERAL_VOLUMES"
+    assert "AcquisitionTime: 1, 2" in caught.value.found
+    assert "2359" not in repr(caught.value.as_dict())
+    early, late = _named(maker.folder, "AcquisitionTime=1", "AcquisitionTime=2")
+    np.testing.assert_array_equal(early, maker.voxels + 1000)
+    np.testing.assert_array_equal(late, maker.voxels)
+    with refused("NOT_FOUND", "no AcquisitionTime 3"):
+        read_volume(f"{maker.folder}#AcquisitionTime=3")
+
+
+@pytest.mark.parametrize("fragment", ["SeriesNumber=3", "SeriesDescription=second one", "1.2.3.5", "Modality=MR"])
+def test_a_series_is_chosen_by_what_describes_it(maker, fragment):
+    maker.plain()
+    edit = set_to(SeriesNumber=3, SeriesDescription="Second one", Modality="MR")
+    maker.write(maker.folder / "b", maker.voxels + 1000, series="1.2.3.5", edit=edit)
+    (array,) = _named(maker.folder, fragment)
+    np.testing.assert_array_equal(array, maker.voxels + 1000)
+
+
+def test_orientations_of_one_series_are_named(maker, refused):
+    maker.plain()
+    matrix = np.array([[0, 0, 3.0, 5], [1.0, 0, 0, -4], [0, -1.5, 0, 9], [0, 0, 0, 1]])
+    maker.write(maker.folder / "b", maker.voxels + 1000, matrix=matrix)
+    with refused("MIXED_SERIES", "2 images in 1 series", "folder#UID;Orientation=axial"):
+        read_volume(maker.folder)
+    (array,) = _named(maker.folder, "Orientation=sagittal")
+    assert sorted(array.ravel()) == sorted(maker.voxels.ravel() + 1000)
+
+
+def test_time_points_of_an_enhanced_file_are_named(maker, refused):
+    def edit_frame(group, frame):
+        group.FrameContentSequence[0].TemporalPositionIndex = 1 + frame // 9
+
+    array = np.concatenate([maker.voxels, maker.voxels + 1000], axis=2)
+    path = write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, order=[*range(9), *range(9)])
+    dataset = pydicom.dcmread(path)
+    for frame, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        edit_frame(group, frame)
+    dataset.PixelData = np.ascontiguousarray(array.T).astype("<i2").tobytes()
+    dataset.save_as(path)
+    with refused("SEVERAL_VOLUMES", "2 volumes of 9 slices", "TemporalPositionIdentifier: 1, 2"):
+        read_volume(path)
+    one, two = _named(maker.folder, "TemporalPositionIdentifier=1", "TemporalPositionIdentifier=2")
+    np.testing.assert_array_equal(one, maker.voxels - 1000)
+    np.testing.assert_array_equal(two, maker.voxels)
+
+
+def test_an_unknown_name_or_value_is_refused_with_the_nearest(maker, refused):
+    maker.plain(set_to(EchoTime=4.6))
+    with refused("BAD_REFERENCE", "did you mean 'EchoTime'?"):
+        read_volume(f"{maker.folder}#EchoTme=4.6")
+    with refused("NOT_FOUND", "no EchoTime 5", "one of 4.6"):
+        read_volume(f"{maker.folder}#EchoTime=5")
+
+
+# Notes and options
+
+
+def test_what_was_dropped_or_set_aside_is_named(maker):
+    files = maker.plain()
+    shutil.copy(files[2], maker.folder / "copy.dcm")
+    notes = read_volume(maker.folder).notes
+    assert any("1 files dropped" in note and ("copy.dcm" in note or files[2].name in note) for note in notes)
+
+
+def test_missing_images_of_an_acquisition_leave_a_note(maker):
+    maker.plain(set_to(ImagesInAcquisition=12))
+    assert "12 images in the acquisition, 9 here" in read_volume(maker.folder).notes[0]
+
+
+def test_the_spacing_of_the_detector_is_told_but_not_taken(maker, refused):
+    _spacing_of_the_detector_only(maker)
+    with refused("NO_GEOMETRY", "0.14 x 0.14 mm at the detector", "assume_spacing_mm"):
+        read_volume(maker.folder)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
+@pytest.mark.parametrize(("pad_to", "kind"), [(None, np.int16), (-1024, np.int16), (0.5, np.float32)])
+def test_padding_is_counted_and_replaced_on_request(maker, syntax, pad_to, kind):
+    def edit(dataset, index):
+        dataset.PixelPaddingValue = -2000
+        stored = np.frombuffer(dataset.PixelData, "<i2").copy()
+        stored[:7] = -2000  # the first row
+        dataset.PixelData = stored.tobytes()
+
+    maker.plain(edit, syntax=syntax)
+    volume = read_volume(maker.folder, options=ReadOptions(pad_to=pad_to))
+    assert volume.array.dtype == kind
+    np.testing.assert_array_equal(volume.array[:, 0], -2000 if pad_to is None else pad_to)
+    np.testing.assert_array_equal(volume.array[:, 1:], maker.voxels[:, 1:])
+    assert volume.notes[-1].startswith("12.5% of the voxels are padding")
+
+
+def test_missing_slices_are_interpolated_on_request(maker):
+    ramp = np.broadcast_to(np.arange(9, dtype=np.int16) * 10, (7, 8, 9))
+    files = maker.write(maker.folder, ramp)
+    files[3].unlink()
+    files[4].unlink()
+    volume = read_volume(maker.folder, options=ReadOptions(uneven_spacing="resample"))
+    np.testing.assert_allclose(volume.array, ramp, atol=1e-4)
+    np.testing.assert_allclose(volume.affine, maker.affine, atol=1e-4)
+    assert volume.notes == ("steps from 3 to 9 mm resampled to 3 mm as asked for: 2 of 9 slices interpolated",)
+
+
+def test_uneven_steps_are_resampled_on_request_and_nothing_lies_beyond_the_last_slice(maker):
+    # Slices at 0, 3, 6, 9, 12, 16, 20, 24, 28 mm: steps of 3 mm reach 27 mm.
+    places = np.array([0, 3, 6, 9, 12, 16, 20, 24, 28])
+    ramp = np.broadcast_to(places.astype(np.int16) * 10, (7, 8, 9))
+    maker.write(maker.folder, ramp, edit=shift(lambda index: places[index] - 3 * index))
+    volume = read_volume(maker.folder, options=ReadOptions(uneven_spacing="resample"))
+    # The lower middle of the eight steps is 3 mm.
+    assert volume.array.shape == (7, 8, 10)
+    np.testing.assert_allclose(volume.array[2, 3], 30 * np.arange(10), atol=1e-3)
+    np.testing.assert_allclose(volume.affine, maker.affine, atol=1e-4)
+
+
+def test_an_even_series_is_not_touched_by_the_option(maker):
+    maker.plain()
+    volume = read_volume(maker.folder, options=ReadOptions(uneven_spacing="resample"))
+    assert volume.array.dtype == np.int16
+    assert volume.notes == ()
+
+
+def test_options_that_are_mistyped_are_refused(refused):
+    with refused("UNKNOWN_OPTION", "did you mean 'resample'?"):
+        ReadOptions(uneven_spacing="resampel")
+    with refused("UNKNOWN_OPTION", "pad_to"):
+        ReadOptions(pad_to=float("nan"))
+
+
+def test_an_index_file_stands_for_its_folder(maker):
+    maker.plain()
+    shutil.copy(get_testdata_file("DICOMDIR"), maker.folder)
+    np.testing.assert_array_equal(read_volume(maker.folder / "DICOMDIR").array, maker.voxels)
+
+
+# Bits and codecs
+
+
+def test_stored_bits_are_extracted_as_pydicom_does():
+    from pydicom.pixels import pixel_array
+
+    for bits, high, signed in [(12, 11, 0), (12, 11, 1), (12, 15, 1), (10, 12, 0), (16, 15, 1), (16, 15, 0)]:
+        stored = np.random.default_rng(bits + high).integers(0, 1 << 16, (5, 6)).astype("<u2")
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 5, 6, 1
+        dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", signed
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, high
+        dataset.PixelData = stored.tobytes()
+        dataset["PixelData"].VR = "OW"
+        mine = extract_bits(stored, Stored(16, bits, high, bool(signed)))
+        if high == bits - 1:  # pydicom knows no other place
+            np.testing.assert_array_equal(mine, pixel_array(dataset))
+        else:
+            shifted = (stored >> (high - bits + 1)) & ((1 << bits) - 1)
+            expected = shifted.astype(int) - ((shifted >> (bits - 1)) << bits) * signed
+            np.testing.assert_array_equal(mine, expected)
+
+
+@pytest.mark.parametrize("name", ["jpegls", "jpeg2k", "ljpeg"])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_compressed_frames_are_decoded_by_imagecodecs_as_they_were_encoded(maker, name, signed):
+    imagecodecs = pytest.importorskip("imagecodecs", reason="the extra 'codecs' is not installed")
+    uid = {"jpegls": "80", "jpeg2k": "90", "ljpeg": "70"}[name]
+    syntax = pydicom.uid.UID(f"1.2.840.10008.1.2.4.{uid}")
+
+    def edit(dataset, index):
+        if not signed:
+            _unsigned(dataset, index)
+        stored = np.frombuffer(dataset.PixelData, "<u2").reshape(8, 7)
+        options = {"level": 0} if name == "jpeg2k" else {}
+        encoded = getattr(imagecodecs, f"{name}_encode")(stored, **options)
+        dataset.PixelData = pydicom.encaps.encapsulate([encoded])
+        dataset["PixelData"].is_undefined_length = True
+
+    maker.plain(edit, syntax=syntax)
+    np.testing.assert_array_equal(read_volume(maker.folder).array, maker.voxels)
+
+
+def test_a_compression_that_nothing_decodes_is_refused_by_the_header_alone(maker, monkeypatch):
+    def edit(dataset, index):
+        dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xf7" + bytes(40)])
+        dataset["PixelData"].is_undefined_length = True
+
+    path = maker.plain(edit, syntax=pydicom.uid.JPEGLSLossless)[0]
+    monkeypatch.setattr("medvol.io.dicom_codecs.find_spec", lambda name: None)
+    monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.available_plugins", ())
+    (header,) = read_slice_headers(path)
+    problem = codec_problem(header)
+    assert problem.code == "NEED_CODEC"
+    assert "JPEG-LS" in problem.found
+    assert "imagecodecs" in problem.fix
+    assert "codecs" in problem.fix
+    assert list_series(maker.folder)[0].verdict == "NEED_CODEC"
