@@ -14,6 +14,7 @@ from medvol import __version__
 from medvol.errors import MedvolError
 
 EPILOG = """examples:
+  medvol scan export --csv cases.csv          list every DICOM series of a tree, write a case table to start from
   medvol table my_study.csv -o cases.csv      check a study, split it by patient, write its case table
   medvol table adrenalmnist3d.npz -o cases.csv
   medvol cohort demo_cohort                   make a synthetic study with a known difficulty
@@ -54,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--label-column", default="label")
     table.add_argument("--seed", type=int, default=0, help="seed of the split, where the source brings none")
     table.set_defaults(run=_write_table)
+
+    scan = commands.add_parser("scan", help="list every DICOM series below a folder and whether it can be read")
+    scan.add_argument("folder", type=Path)
+    scan.add_argument("--json", type=Path, help="JSON file to write, with the reason of every refusal")
+    scan.add_argument("--csv", type=Path, help="case table to write, with the volumes that can be read")
+    scan.add_argument("--key-file", type=Path, help="file with a secret that the patients' pseudonyms depend on")
+    scan.set_defaults(run=_scan)
 
     cohort = commands.add_parser("cohort", help="make a synthetic study with a known difficulty")
     cohort.add_argument("folder", type=Path)
@@ -97,6 +105,29 @@ def _write_table(options: argparse.Namespace) -> None:
         members = [case for case in study.cases if case.split == split]
         counts = ", ".join(f"{name} {sum(case.label == name for case in members)}" for name in study.classes)
         print(f"  {split:<6}{len(members):>6} cases   {counts if study.task == 'classification' else ''}".rstrip())
+
+
+def _scan(options: argparse.Namespace) -> None:
+    from medvol.io.dicom_scan import describe_rows, scan_tree, write_scan, write_scan_table
+    from medvol.io.files import existing
+
+    key = b"" if options.key_file is None else existing(options.key_file).read_bytes()
+    result = scan_tree(options.folder, key=key)
+    table = describe_rows(result.rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    patients = {row.patient for row in result.rows if row.patient}
+    readable = sum(len(row.references) for row in result.rows)
+    print(
+        f"{len(result.rows)} series of {len(patients)} patients in {result.files:,} files, "
+        f"{readable} volumes can be read; "
+        f"{result.skipped} DICOM files without an image and {result.others} other files skipped"
+    )
+    if options.json is not None:
+        write_scan(result, options.json)
+    if options.csv is not None:
+        print(f"{options.csv}: {write_scan_table(result, options.csv)} cases; add a column label to train on it")
 
 
 def _make_cohort(options: argparse.Namespace) -> None:

@@ -27,11 +27,13 @@ class Scan:
         slices: Files with an image, frames of multi-frame files one by one.
         damaged: Files that are DICOM and whose header cannot be read.
         skipped: DICOM files without an image: reports, structure sets, segmentations.
+        others: Number of files that are no DICOM.
     """
 
     slices: Slices
     damaged: tuple[MedvolError, ...]
     skipped: tuple[Path, ...]
+    others: int = 0
 
 
 def scan(path: Path) -> Scan:
@@ -45,6 +47,7 @@ def scan(path: Path) -> Scan:
     slices: list[SliceHeader] = []
     damaged: list[MedvolError] = []
     skipped: list[Path] = []
+    others = 0
     for file in walk_files(path) if path.is_dir() else [path]:
         try:
             with file.open("rb") as stream:
@@ -52,6 +55,7 @@ def scan(path: Path) -> Scan:
         except OSError as error:
             raise cannot_read(file, error) from error
         if path.is_dir() and (file.name.upper() == "DICOMDIR" or not is_dicom(head)):
+            others += 1
             continue
         try:
             headers = read_slice_headers(file)
@@ -61,7 +65,7 @@ def scan(path: Path) -> Scan:
         slices.extend(headers)
         if not headers:
             skipped.append(file)
-    return Scan(tuple(slices), tuple(damaged), tuple(skipped))
+    return Scan(tuple(slices), tuple(damaged), tuple(skipped), others)
 
 
 def group_slices(slices: Iterable[SliceHeader]) -> tuple[Slices, ...]:

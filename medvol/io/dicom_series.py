@@ -65,7 +65,11 @@ def list_series(folder: Path | str) -> list[SeriesInfo]:
         MedvolError: `NOT_FOUND` or `CANNOT_READ`.
     """
     folder = existing(Path(folder))
-    found = scan(folder)
+    return series_of(scan(folder), folder)
+
+
+def series_of(found: Scan, folder: Path) -> list[SeriesInfo]:
+    """Return the image series among the headers of a folder, sorted by number and UID."""
     by_uid: dict[str, list[SliceHeader]] = {}
     for one in found.slices:
         by_uid.setdefault(one.series_uid, []).append(one)

@@ -92,20 +92,20 @@ def _found_series(folder: Path, root: Path) -> list[Found]:
             found += [Found(str(path), _stem(path.relative_to(root)), info.verdict) for path in info.files]
             continue
         number = info.number if info.number is not None else position
-        for place, verdict in _places(info):
+        for place, verdict in series_places(info):
             relative = place.relative_to(root).as_posix()
             name = _safe(f"{folder.resolve().name if relative == '.' else relative}_series{number}")
             found.append(Found(f"{place}#{info.uid}", name, verdict))
     return found
 
 
-def _places(info: SeriesInfo) -> list[tuple[Path, str]]:
+def series_places(info: SeriesInfo) -> list[tuple[Path, str]]:
     """Return the folder of a series, or several where each holds a complete copy of it, with their verdicts."""
     from medvol.io.dicom_series import list_series
 
     folders = sorted({path.parent for path in info.files})
     common = Path(os.path.commonpath(folders))
-    if len(folders) == 1 or not info.verdict:
+    if len(folders) == 1 or not info.verdict or info.volumes:
         return [(common, info.verdict)]
     # The same series converted or exported twice does not read as one image, but each copy may.
     alone = [(place, one.verdict) for place in folders for one in list_series(place) if one.uid == info.uid]
