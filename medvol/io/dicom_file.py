@@ -44,6 +44,7 @@ def check_inflated_size(stream: BinaryIO, path: Path) -> None:
     Raises:
         MedvolError: `TOO_LARGE`.
     """
+    stream.seek(0)
     head = stream.read(2048)
     stream.seek(0)
     if _DEFLATED not in head:

@@ -10,12 +10,14 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from medvol.errors import MedvolError
 from medvol.io.dicom_file import check_inflated_size, dicom_errors, pixel_place, truncated
 from medvol.io.dicom_tags import FILE_TAGS, file_tags
+from medvol.io.dicom_walk import walk_header
 
 _MOSAIC_COUNT = 0x0019100A  # Siemens: NumberOfImagesInMosaic
 _TAGS = (
@@ -27,6 +29,8 @@ _TAGS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationType"),
     *("ConcatenationUID", "ImagesInAcquisition", "PixelPaddingValue", "PixelPaddingRangeLimit", _MOSAIC_COUNT),
 )
+
+_WANTED = (*_TAGS, *FILE_TAGS)
 
 Numbers = tuple[float, ...]
 
@@ -145,9 +149,11 @@ def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
     from pydicom import dcmread
 
     with dicom_errors(path), path.open("rb") as stream:
-        check_inflated_size(stream, path)
-        tags = [*_TAGS, *FILE_TAGS]
-        dataset = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=tags)
+        dataset: Any = walk_header(stream, _WANTED)
+        # Functional groups are nested and long: pydicom reads them.
+        if dataset is None or "Enhanced" in _class_name(dataset) or "SharedFunctionalGroupsSequence" in dataset:
+            check_inflated_size(stream, path)
+            dataset = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(_WANTED))
         kind = _class_name(dataset)
         if "Rows" not in dataset:
             if not kind or "Image Storage" in kind:
@@ -250,14 +256,19 @@ def _padding(dataset: Any, keyword: str, bits: int, is_signed: bool) -> int | No
 def _texts(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(str(one) for one in value)
+    return tuple(str(one).strip() for one in ([value] if isinstance(value, str) else value))
 
 
 def _class_name(dataset: Any) -> str:
     """Return the name of the SOP class, empty when it is missing or private."""
+    return _uid_name(str(dataset.get("SOPClassUID") or getattr(dataset.file_meta, "MediaStorageSOPClassUID", "")))
+
+
+@lru_cache(maxsize=256)
+def _uid_name(text: str) -> str:
     from pydicom.uid import UID
 
-    uid = UID(str(dataset.get("SOPClassUID") or getattr(dataset.file_meta, "MediaStorageSOPClassUID", "")))
+    uid = UID(text)
     return "" if uid.is_private or uid.name == uid else str(uid.name)
 
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medvol.errors import MedvolError
 from medvol.geometry import spacing_mm
@@ -24,6 +25,7 @@ from medvol.io.dicom_geometry import Arranged
 from medvol.io.dicom_groups import scan
 from medvol.io.dicom_select import tag_of
 from medvol.io.dicom_series import SeriesInfo, list_series, series_of
+from medvol.io.dicom_walk import walk_header
 from medvol.io.files import existing
 from medvol.io.find import series_places
 
@@ -185,9 +187,11 @@ def _pseudonym(path: Path, key: bytes) -> str:
     """Return twelve letters that stand for the patient of a file, or for its study where no patient is named."""
     from pydicom import dcmread
 
-    tags = ["PatientID", "IssuerOfPatientID", "StudyInstanceUID"]
-    with dicom_errors(path):
-        dataset = dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(tags))
+    tags = "PatientID", "IssuerOfPatientID", "StudyInstanceUID"
+    with dicom_errors(path), path.open("rb") as stream:
+        dataset: Any = walk_header(stream, tags)
+        if dataset is None:
+            dataset = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(tags))
         patient = str(dataset.get("PatientID") or "").strip()
         who = f"{patient}\n{dataset.get('IssuerOfPatientID') or ''}" if patient else str(dataset.get(tags[2]) or "")
     return hmac.new(b"medvol" + key, who.encode(), hashlib.sha256).hexdigest()[:12]

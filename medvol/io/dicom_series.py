@@ -7,6 +7,7 @@ is chosen, colour, multi-frame files without functional groups, Siemens mosaics,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,8 +85,7 @@ def series_info(found: Scan, folder: Path, uid: str) -> SeriesInfo:
     volumes: list[tuple[str, Arranged]] = []
     try:
         group, _ = choose_group(found, folder, Selection(uid))
-        for one in group:
-            _require_readable(one)
+        _require_readable(group)
         parts = part_volumes(group, Selection(uid))
         for part in parts:
             try:
@@ -131,8 +131,7 @@ def read_series(path: Path | str, fragment: str | None = None, options: ReadOpti
     path = existing(Path(path))
     selection = parse_selection(fragment, path)
     group, notes = choose_group(scan(path), path, selection)
-    for one in group:
-        _require_readable(one)
+    _require_readable(group)
     parts = part_volumes(group, selection)
     if len(parts) > 1:
         raise several_volumes(parts, path if path.is_dir() else path.parent)
@@ -168,12 +167,19 @@ def _arrange(part: Parted, options: ReadOptions, *, is_part: bool = False) -> Ar
     return replace(arranged, notes=arranged.notes + notes)
 
 
-def _require_readable(one: SliceHeader) -> None:
+def _require_readable(group: Sequence[SliceHeader]) -> None:
+    """Refuse by name what is not grey slices that can be decoded."""
+    for one in group:
+        _require_slice(one)
+    for one in {(one.syntax, one.stored.bits_stored): one for one in group}.values():
+        if (missing := codec_problem(one)) is not None:
+            raise missing
+
+
+def _require_slice(one: SliceHeader) -> None:
     """Refuse by name what is not one grey slice per file or frame."""
     if one.problem is not None:
         raise one.problem
-    if (missing := codec_problem(one)) is not None:
-        raise missing
     is_stack = one.frames == 1 or one.is_enhanced
     refusals = (
         ("MULTIFRAME", not is_stack, f"{one.frames} frames without functional groups", "export single frames"),

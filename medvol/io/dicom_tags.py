@@ -117,7 +117,8 @@ def _look_up(dataset: Any, path: Steps) -> Any:
         item = value[0] if position else value
         if step not in item:
             return None
-        value = item[step].value if isinstance(step, int) else item.get(step)
+        value = item.get(step)
+        value = getattr(value, "value", value) if isinstance(step, int) else value
     return value
 
 
