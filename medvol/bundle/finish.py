@@ -1,4 +1,4 @@
-"""The end of a bundle's run: calibration, records, tables, exit code."""
+"""The end of a bundle's run: temperature, records, tables, exit code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from medvol.inference.record import (
     load_record,
     load_weights,
     patient_digest,
-    write_record,
+    save_model,
 )
 from medvol.inference.volumes import VolumesToPredict
-from medvol.metrics.calibration import fit_calibration
+from medvol.metrics.calibration import fit_temperature
 from medvol.report import pictures
 from medvol.report.classification import EvaluatedSplit, can_draw, write_evaluation, write_predictions
 from medvol.report.run_record import write_run_record
@@ -66,7 +66,7 @@ def finish_training(
     model_dir: str | Path,
     inferer: Inferer,
 ) -> None:
-    """Calibrate the saved model on validation, write history and run.json, log the summary.
+    """Fit the temperature of the saved model on validation, write history and run.json, log the summary.
 
     Args:
         session: From `begin`.
@@ -83,19 +83,18 @@ def finish_training(
     validator.run()
     predictions = collected.result()
     if predictions.labels is not None and len(np.unique(predictions.labels)) > 1:
-        found = fit_calibration(predictions.logits, predictions.labels)
-        record = write_record(model_dir, replace(record, temperature=found.temperature, bias=found.bias))
+        temperature = float(fit_temperature(predictions.logits, predictions.labels))
+        record = save_model(model_dir, network, replace(record, temperature=temperature))
     output = session.output_dir
     files = [Path(model_dir) / WEIGHTS_FILE, Path(model_dir) / RECORD_FILE, _write_history(output, history.rows)]
     if can_draw():
         files.append(pictures.draw_training(output / "training.png", history.rows))
     logger.info(
-        "Trained %d parameters for %d epochs; kept epoch %d; temperature %.2f, bias %s",
+        "Trained %d parameters for %d epochs; kept epoch %d; temperature %.2f",
         count_parameters(network),
         len(history.rows),
         record.training["epoch"],
         record.temperature,
-        " ".join(f"{number:+.2f}" for number in record.bias) or "none",
     )
     write_run(session, "train", {"training": record.training}, files)
 

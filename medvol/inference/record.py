@@ -29,8 +29,7 @@ class ModelRecord:
 
     Args:
         facts: The study as the network sees it.
-        temperature: Divides the logits before the softmax; fitted on validation, see `medvol.metrics.calibration`.
-        bias: Added to the scaled logits, one number per class; () adds none.
+        temperature: Divides the logits before the softmax; fitted on validation (Guo et al., ICML 2017).
         weights_sha256: Digest of the weights file; empty while nothing is trained.
         trained_on: Digests of the patients in the training and validation split, so that a test on them is refused.
         training: Seeds, epochs, data hash and whatever else documents the run.
@@ -40,7 +39,6 @@ class ModelRecord:
 
     facts: Facts
     temperature: float = 1.0
-    bias: tuple[float, ...] = ()
     weights_sha256: str = ""
     trained_on: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +72,6 @@ def load_record(
         return ModelRecord(
             facts=Facts.from_dict(values["facts"]),
             temperature=float(values["temperature"]),
-            bias=tuple(float(number) for number in values.get("bias", ())),
             weights_sha256=values["weights_sha256"],
             trained_on=tuple(values["trained_on"]),
             training=values["training"],
@@ -114,7 +111,6 @@ def write_record(model_dir: str | Path, record: ModelRecord) -> ModelRecord:
         "format": FORMAT,
         "facts": record.facts.as_dict(),
         "temperature": record.temperature,
-        "bias": list(record.bias),
         "weights_sha256": record.weights_sha256,
         "trained_on": list(record.trained_on),
         "training": record.training,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any, final
 
 import torch
@@ -10,13 +10,12 @@ from monai.transforms import Transform
 from torch import Tensor
 
 
-def class_probabilities(logits: Tensor, temperature: float = 1.0, bias: Sequence[float] = ()) -> Tensor:
+def class_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return probabilities of the classes.
 
     Args:
         logits: Shape (..., 1) for the positive class of two, or (..., classes).
         temperature: Divides the logits; 1 leaves them.
-        bias: Added to the scaled logits, one number per class; () adds none.
 
     Returns:
         Shape (..., 2) or (..., classes), summing to 1.
@@ -25,8 +24,6 @@ def class_probabilities(logits: Tensor, temperature: float = 1.0, bias: Sequence
     if scaled.shape[-1] == 1:
         # A softmax over (0, z) is the sigmoid of z.
         scaled = torch.cat([torch.zeros_like(scaled), scaled], dim=-1)
-    if len(bias):
-        scaled = scaled + torch.tensor(bias, dtype=scaled.dtype, device=scaled.device)
     return scaled.softmax(dim=-1)
 
 
@@ -37,14 +34,12 @@ class ClassProbabilitiesd(Transform):
     Args:
         key: Item key of the logits, shape (classes,) or (1,).
         temperature: Fitted on validation; see `medvol.metrics.calibration`.
-        bias: Likewise, one number per class.
     """
 
-    def __init__(self, key: Hashable = "pred", temperature: float = 1.0, bias: Sequence[float] = ()) -> None:
+    def __init__(self, key: Hashable = "pred", temperature: float = 1.0) -> None:
         self.key = key
         self.temperature = temperature
-        self.bias = tuple(bias)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with probabilities, shape (classes,)."""
-        return {**data, self.key: class_probabilities(data[self.key], self.temperature, self.bias)}
+        return {**data, self.key: class_probabilities(data[self.key], self.temperature)}

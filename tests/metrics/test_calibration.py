@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
 from medvol.errors import MedvolError
-from medvol.metrics.calibration import TEMPERATURE_BOUNDS, Calibration, apply_calibration, fit_calibration
+from medvol.metrics.calibration import TEMPERATURE_BOUNDS, apply_temperature, fit_temperature
 from medvol.metrics.classification import ece
 from medvol.metrics.json_ready import json_ready
-
-
-def fit_temperature(logits, labels):
-    return fit_calibration(logits, labels, with_bias=False).temperature
-
-
-def apply_temperature(logits, temperature):
-    return apply_calibration(logits, Calibration(temperature))
 
 
 def calibrated(seed, n=4000, classes=3):
@@ -67,48 +59,6 @@ def test_the_temperature_stays_within_its_bounds(labels, expected):
     temperature = fit_temperature([[0.3, 0.0], [0.0, 0.3]], labels)
     assert TEMPERATURE_BOUNDS[0] <= temperature <= TEMPERATURE_BOUNDS[1]
     assert temperature == pytest.approx(expected, rel=1e-3)
-
-
-def test_biases_that_spoilt_calibrated_logits_are_found_up_to_a_common_number():
-    logits, labels = calibrated(3)
-    shift = np.array([0.9, -0.3, -0.6])
-    found = fit_calibration(2 * (logits + shift), labels)
-    assert found.temperature == pytest.approx(2, rel=0.06)
-    np.testing.assert_allclose(found.bias, -shift, atol=0.1)
-    assert sum(found.bias) == pytest.approx(0)
-
-
-def test_with_a_bias_the_mean_probability_of_a_class_is_its_share():
-    # The first-order condition of the likelihood; the prior bends it by a thousandth with so many cases.
-    rng = np.random.default_rng(4)
-    labels = (rng.random(3000) < 0.2).astype(int)
-    logits = rng.normal(labels * 1.5 - 4, 1)
-    assert apply_temperature(logits, fit_temperature(logits, labels))[:, 1].mean() != pytest.approx(0.2, abs=0.01)
-    found = apply_calibration(logits, fit_calibration(logits, labels))
-    assert found[:, 1].mean() == pytest.approx(labels.mean(), abs=1e-3)
-
-
-def test_calibration_agrees_with_logistic_regression_of_the_logit():
-    from sklearn.linear_model import LogisticRegression
-
-    rng = np.random.default_rng(5)
-    labels = rng.integers(0, 2, 2000)
-    logits = rng.normal(labels * 2 - 0.3, 1)
-    model = LogisticRegression(C=1e6).fit(logits[:, None], labels)
-    expected = model.predict_proba(logits[:, None])
-    np.testing.assert_allclose(apply_calibration(logits, fit_calibration(logits, labels)), expected, atol=2e-3)
-
-
-def test_a_class_without_a_validation_case_keeps_a_finite_bias():
-    found = fit_calibration([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.5, 0.0, 0.2]], [0, 1, 0])
-    assert np.isfinite(found.bias).all()
-    assert max(map(abs, found.bias)) < 2
-
-
-def test_a_bias_for_another_number_of_classes_is_refused():
-    with pytest.raises(MedvolError) as refusal:
-        apply_calibration([[1.0, 2.0]], Calibration(1.0, (0.1, 0.2, 0.3)))
-    assert refusal.value.code == "BAD_PREDICTIONS"
 
 
 @settings(max_examples=30, deadline=None)
