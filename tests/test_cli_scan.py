@@ -121,6 +121,12 @@ def test_a_series_exported_twice_is_one_row_of_all_its_files(tree):
     np.testing.assert_array_equal(np.sort(read_volume(once.references[0]).array.ravel()), VOXELS.ravel())
 
 
+def test_a_single_file_is_a_tree_too(tree):
+    (row,) = scan_tree(sorted((tree / "SECRETX" / "a").iterdir())[0]).rows
+    assert (row.verdict, row.size) == ("ok", (7, 8, 1))
+    np.testing.assert_array_equal(read_volume(row.references[0]).array, VOXELS[..., :1])
+
+
 def test_a_tree_without_dicom_is_refused(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("text")
     assert main(["scan", str(tmp_path)]) == 1

@@ -173,8 +173,15 @@ def _row(info: SeriesInfo, place: Path, key: bytes) -> SeriesRow:
         files=info.count,
         verdict=info.verdict or "ok",
         reason=str(info.reason) if info.reason else "",
-        references=tuple(f"{place}#{fragment}" if fragment else str(place) for fragment, _ in volumes),
+        references=tuple(_reference(place, fragment, len(volumes)) for fragment, _ in volumes),
     )
+
+
+def _reference(place: Path, fragment: str, volumes: int) -> str:
+    """Return what names a volume; a file that holds one needs no fragment, one of several is named by its folder."""
+    if place.is_dir():
+        return f"{place}#{fragment}"
+    return str(place) if volumes == 1 else f"{place.parent}#{fragment}"
 
 
 def _orientation(arranged: Arranged) -> str:
