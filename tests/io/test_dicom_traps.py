@@ -243,6 +243,15 @@ def _other_pixels_at_one_position(maker):
 
 
 @trap("DUPLICATE_POSITION")
+def _same_pixels_beside_each_other(maker):
+    path = maker.plain()[2]
+    x, y, z = pydicom.dcmread(path).ImagePositionPatient
+    # Along a row of the image, so at the same level of the stack.
+    row = np.array(pydicom.dcmread(path).ImageOrientationPatient, float)[:3]
+    maker.changed(path, "beside.dcm", ImagePositionPatient=[f"{one:.6f}" for one in (x, y, z) + 40 * row])
+
+
+@trap("DUPLICATE_POSITION")
 def _two_volumes_without_a_tag(maker):
     maker.plain()
     maker.write(maker.folder / "b", maker.voxels + 1000)
