@@ -307,7 +307,8 @@ def _localizer_across(maker):
 @trap()
 def _localizer_of_the_same_orientation(maker):
     path = maker.plain()[0]
-    maker.changed(path, "scout.dcm", SOPInstanceUID="1.2.3.88", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "PixelData": bytes(112)}
+    maker.changed(path, "scout.dcm", SOPInstanceUID="1.2.3.88", **scout)
 
 
 @trap()
