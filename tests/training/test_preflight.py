@@ -23,7 +23,7 @@ from medvol.training.preflight import (
 GIB = 2**30
 
 STEP = """
-import copy, resource, torch
+import copy, torch
 from medvol.inference.memory import keep_freed_memory
 from medvol.networks.unet import unet
 from medvol.training.losses import DeepDiceCeLoss
@@ -36,7 +36,8 @@ for _ in range(2):
     outputs = network(torch.randn(4, 1, 48, 48, 48))
     DeepDiceCeLoss()(outputs, torch.randint(0, 3, (4, 1, 48, 48, 48))).backward()
     optimizer.step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = open("/proc/self/status").read()
+print(status.split("VmHWM:")[1].split()[0])
 """
 
 
@@ -94,7 +95,9 @@ def test_the_prediction_is_within_15_percent_of_what_was_measured(size, batch, d
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_a_real_step_takes_what_was_predicted():
+    # Not getrusage: a new process begins with the peak of the one that started it.
     result = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
     measured_gb = int(result.stdout) * 1024 / GIB
     size = (48, 48, 48)
