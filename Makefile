@@ -37,10 +37,14 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-## make bench      speed against stock MONAI on this machine, as tables (idle machine, about 15 minutes)
+## make bench      speed against stock MONAI on this machine, as tables (idle machine, about 40 minutes)
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_cache.py
 	$(BIN)/python tests/benchmarks/bench_training.py
+	$(BIN)/python tests/benchmarks/bench_swin.py
+	$(BIN)/python tests/benchmarks/bench_segmentation.py
+	$(BIN)/python tests/benchmarks/bench_inference.py
+	$(BIN)/python tests/benchmarks/bench_metrics.py
 
 ## make notebooks  build and execute the notebooks
 notebooks: $(VENV)/installed

@@ -1,11 +1,12 @@
 """Training throughput of a segmentation against a stock MONAI recipe: the same network, patches and batch, in one run.
 
-    python tests/benchmarks/bench_segmentation.py [--seconds 20] [--networks unet swin]
+    python tests/benchmarks/bench_segmentation.py [--seconds 20]
 
 Stock is what MONAI's tutorials do: CacheDataset in memory, RandCropByPosNegLabeld and per-sample dictionary transforms,
 float32, default layout, `SupervisedTrainer`; with 0 and with 2 workers, of which the faster counts. medvol is what its
 bundles do: patches read from CachedVolumes, one augmentation per batch, measured precision and layout. A step is
-forward, loss, backward and optimiser alone, on a batch that is there already. Run it on an idle machine.
+forward, loss, backward and optimiser alone, on a batch that is there already. The step of Swin UNETR is measured by
+bench_swin.py. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ignite.engine import Events
 from monai.data import CacheDataset, DataLoader, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.losses import DeepSupervisionLoss, DiceCELoss
-from monai.networks.nets import SegResNetDS, SwinUNETR
+from monai.networks.nets import SegResNetDS
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -49,7 +50,6 @@ from medvol.data.facts import Facts
 from medvol.data.loading import training_loader
 from medvol.data.patches import ClassPatches
 from medvol.inference.runtime import RuntimeInferer, choose_runtime
-from medvol.networks.swin_unetr import swin_unetr
 from medvol.networks.unet import unet
 from medvol.training.handlers import AugmentBatch, AverageWeights, ClipGradients, RefuseNan, averaged_weights
 from medvol.training.losses import DeepDiceCeLoss
@@ -57,9 +57,9 @@ from medvol.transforms.augment import AugmentRanges
 from medvol.transforms.segmentation import training_preprocessing
 
 CPU = torch.device("cpu")
-VOLUME = {"unet": (48, 64, 48), "swin": (72, 72, 72)}
-PATCH = {"unet": (40, 56, 40), "swin": (64, 64, 64)}
-BATCH = {"unet": 4, "swin": 1}
+VOLUME = (48, 64, 48)
+PATCH = (40, 56, 40)
+BATCH = 4
 CASES = 24
 KEYS = ("image", "label")
 
@@ -81,25 +81,23 @@ def write_study(folder: Path, shape: tuple[int, int, int]) -> list[dict[str, str
     return items
 
 
-def stock_network(name: str) -> nn.Module:
+def stock_network() -> nn.Module:
     """Return MONAI's network."""
     torch.manual_seed(0)
-    if name == "swin":
-        return SwinUNETR(1, 3, feature_size=24)
-    ours = unet(1, 3, spatial_size=PATCH[name])
+    ours = unet(1, 3, spatial_size=PATCH)
     return SegResNetDS(
         init_filters=16, out_channels=3, norm="INSTANCE", blocks_down=ours.blocks_down, dsdepth=ours.dsdepth
     )
 
 
-def our_network(name: str) -> nn.Module:
+def our_network() -> nn.Module:
     """Return the bundle's network, with the same weights."""
-    network = swin_unetr(1, 3, feature_size=24) if name == "swin" else unet(1, 3, spatial_size=PATCH[name])
-    network.load_state_dict(stock_network(name).state_dict())
+    network = unet(1, 3, spatial_size=PATCH)
+    network.load_state_dict(stock_network().state_dict())
     return network
 
 
-def stock_trainer(items: list[dict[str, str]], name: str, workers: int) -> SupervisedTrainer:
+def stock_trainer(items: list[dict[str, str]], workers: int) -> SupervisedTrainer:
     """Return the trainer of MONAI's segmentation tutorials, with the augmentation of the bundle."""
     half = 0.5
     transform = Compose(
@@ -108,7 +106,7 @@ def stock_trainer(items: list[dict[str, str]], name: str, workers: int) -> Super
             EnsureChannelFirstd(keys=KEYS),
             Orientationd(keys=KEYS, axcodes="RAS", labels=None),
             NormalizeIntensityd(keys="image"),
-            RandCropByPosNegLabeld(keys=KEYS, label_key="label", spatial_size=PATCH[name], pos=1, neg=1, num_samples=1),
+            RandCropByPosNegLabeld(keys=KEYS, label_key="label", spatial_size=PATCH, pos=1, neg=1, num_samples=1),
             *[RandFlipd(keys=KEYS, prob=half, spatial_axis=axis) for axis in range(3)],
             RandAffined(
                 keys=KEYS,
@@ -127,14 +125,14 @@ def stock_trainer(items: list[dict[str, str]], name: str, workers: int) -> Super
     )
     loader = DataLoader(
         CacheDataset(items, transform, progress=False),
-        batch_size=BATCH[name],
+        batch_size=BATCH,
         shuffle=True,
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=list_data_collate,
     )
-    network = stock_network(name)
+    network = stock_network()
     return SupervisedTrainer(
         device=CPU,
         max_epochs=10_000,
@@ -151,16 +149,16 @@ def stock_loss() -> nn.Module:
     return DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True))
 
 
-def medvol_trainer(items: list[dict[str, str]], name: str, cache_dir: Path) -> SupervisedTrainer:
+def medvol_trainer(items: list[dict[str, str]], cache_dir: Path) -> SupervisedTrainer:
     """Return the trainer of the segmentation bundles."""
-    patch = PATCH[name]
+    patch = PATCH
     facts = Facts(
         ("background", "a", "b"), ("image",), patch, (1.0, 1.0, 1.0), "mr", None, True, False, label_values=(0, 1, 2)
     )
     volumes = CachedVolumes(items, training_preprocessing(facts, patch_size=patch), cache_dir=cache_dir, progress=False)
     volumes.fill()
-    network = our_network(name)
-    runtime = choose_runtime(network, (1, *patch), device=CPU, batch=BATCH[name])
+    network = our_network()
+    runtime = choose_runtime(network, (1, *patch), device=CPU, batch=BATCH)
     ranges = AugmentRanges(
         flip_axes=(0, 1, 2),
         **{"rotate_deg": 30.0, "scale": 0.25, "shift": 0.05, "contrast": 0.25, "noise": 0.1, "gamma": 0.4, "blur": 1.0},
@@ -169,9 +167,7 @@ def medvol_trainer(items: list[dict[str, str]], name: str, cache_dir: Path) -> S
     return SupervisedTrainer(
         device=CPU,
         max_epochs=10_000,
-        train_data_loader=training_loader(
-            ClassPatches(volumes, patch, per_epoch=CASES), batch_size=BATCH[name], seed=0
-        ),
+        train_data_loader=training_loader(ClassPatches(volumes, patch, per_epoch=CASES), batch_size=BATCH, seed=0),
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4),
         loss_function=DeepDiceCeLoss(),
@@ -205,15 +201,15 @@ def patches_per_second(trainer: SupervisedTrainer, seconds: float, batch: int) -
     return count[0] / (time.perf_counter() - began[0])
 
 
-def seconds_per_step(kind: str, name: str, seconds: float) -> float:
+def seconds_per_step(kind: str, seconds: float) -> float:
     """Return the time of forward, loss, backward and optimiser, fastest of those that fit into the time."""
-    network = stock_network(name) if kind == "stock" else our_network(name)
-    runtime = None if kind == "stock" else choose_runtime(network, (1, *PATCH[name]), device=CPU, batch=BATCH[name])
+    network = stock_network() if kind == "stock" else our_network()
+    runtime = None if kind == "stock" else choose_runtime(network, (1, *PATCH), device=CPU, batch=BATCH)
     loss = stock_loss() if kind == "stock" else DeepDiceCeLoss()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     inferer = RuntimeInferer(runtime)
-    images = torch.randn(BATCH[name], 1, *PATCH[name])
-    labels = torch.randint(0, 3, (BATCH[name], 1, *PATCH[name])).float()
+    images = torch.randn(BATCH, 1, *PATCH)
+    labels = torch.randint(0, 3, (BATCH, 1, *PATCH)).float()
     network.train()
     durations: list[float] = []
     while len(durations) < 3 or sum(durations) < seconds:
@@ -226,39 +222,36 @@ def seconds_per_step(kind: str, name: str, seconds: float) -> float:
     return min(durations[1:])
 
 
-def measure(what: str, kind: str, name: str, seconds: float) -> float:
+def measure(what: str, kind: str, seconds: float) -> float:
     """Return one number, measured in a process of its own: what one recipe sets must not help the other."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_measure, what, kind, name, seconds).result()
+        return pool.submit(_measure, what, kind, seconds).result()
 
 
-def _measure(what: str, kind: str, name: str, seconds: float) -> float:
+def _measure(what: str, kind: str, seconds: float) -> float:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     if what == "step":
-        return seconds_per_step(kind, name, seconds)
+        return seconds_per_step(kind, seconds)
     with tempfile.TemporaryDirectory() as folder:
-        items = write_study(Path(folder), VOLUME[name])
+        items = write_study(Path(folder), VOLUME)
         if kind == "medvol":
-            return patches_per_second(medvol_trainer(items, name, Path(folder) / "cache"), seconds, BATCH[name])
-        return patches_per_second(stock_trainer(items, name, workers=int(kind)), seconds, BATCH[name])
+            return patches_per_second(medvol_trainer(items, Path(folder) / "cache"), seconds, BATCH)
+        return patches_per_second(stock_trainer(items, workers=int(kind)), seconds, BATCH)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=20, help="measured time per recipe")
-    parser.add_argument("--networks", nargs="+", choices=("unet", "swin"), default=("unet", "swin"))
-    options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'network':<8}{'patch':<14}{'batch':>6}   {'what':<20}{'stock':>8}{'medvol':>9}{'ratio':>8}")
-    for name in options.networks:
-        head = f"{name:<8}{'x'.join(map(str, PATCH[name])):<14}{BATCH[name]:>6}   "
-        steps = [measure("step", kind, name, options.seconds) for kind in ("stock", "medvol")]
-        print(f"{head}{'seconds per step':<20}{steps[0]:>8.2f}{steps[1]:>9.2f}{steps[0] / steps[1]:>8.2f}", flush=True)
-        stock = max(measure("training", workers, name, options.seconds) for workers in ("0", "2"))
-        ours = measure("training", "medvol", name, options.seconds)
-        print(f"{head}{'patches per second':<20}{stock:>8.2f}{ours:>9.2f}{ours / stock:>8.2f}", flush=True)
+    seconds = parser.parse_args().seconds
+    print(f"unet, patches of {'x'.join(map(str, PATCH))}, batch {BATCH}, {torch.get_num_threads()} threads, ", end="")
+    print(f"torch {torch.__version__}\n{'':<20}{'stock':>8}{'medvol':>9}{'ratio':>8}")
+    steps = [measure("step", kind, seconds) for kind in ("stock", "medvol")]
+    print(f"{'seconds per step':<20}{steps[0]:>8.2f}{steps[1]:>9.2f}{steps[0] / steps[1]:>8.2f}", flush=True)
+    stock = max(measure("training", workers, seconds) for workers in ("0", "2"))
+    ours = measure("training", "medvol", seconds)
+    print(f"{'patches per second':<20}{stock:>8.2f}{ours:>9.2f}{ours / stock:>8.2f}")
 
 
 if __name__ == "__main__":
