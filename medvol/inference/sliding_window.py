@@ -75,7 +75,7 @@ class SlidingWindow(Inferer):
                 "UNKNOWN_OPTION",
                 found=f"patch_size {list(patch_size)}, overlap {overlap}, batch_size {batch_size}",
                 expected="three positive sizes, an overlap of 0 to below 1, a positive batch size",
-                fix="write --patch_size '[96, 96, 96]'",
+                fix="write --spatial_size '[96, 96, 96]' or --overlap 0.5",
             )
         self.patch_size: Start = (int(patch_size[0]), int(patch_size[1]), int(patch_size[2]))
         self.overlap = overlap

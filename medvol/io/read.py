@@ -69,6 +69,7 @@ def read_volume(ref: str | PathLike[str], *, options: ReadOptions | None = None)
     path = existing(reference.path)
     try:
         if path.is_dir():
+            _check_index(reference)
             return replace(_read(DICOM, reference, options), source=reference.text)
         kind, note = _kind(path)
         _check_fragment(kind, reference)
@@ -144,6 +145,17 @@ def _check_fragment(kind: str, reference: Reference) -> None:
         expected="the path alone",
         fix="remove the part from '#' on",
     )
+
+
+def _check_index(reference: Reference) -> None:
+    if reference.index is not None:
+        raise MedvolError(
+            "BAD_REFERENCE",
+            file=reference.text,
+            found=f"an index [{reference.index}] behind a DICOM folder",
+            expected="the folder, or folder#SeriesInstanceUID",
+            fix="remove the index; `medvol scan` lists the series and their volumes",
+        )
 
 
 def _read(kind: str, reference: Reference, options: ReadOptions) -> Volume:

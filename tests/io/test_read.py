@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from medvol.errors import MedvolError
 from medvol.io import read_volume
 
 
@@ -89,3 +90,11 @@ def test_importing_the_package_loads_no_heavy_library():
     code = f"import sys, medvol.io; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_an_index_behind_a_dicom_folder_is_refused_and_not_dropped(tmp_path):
+    (tmp_path / "series").mkdir()
+    with pytest.raises(MedvolError) as caught:
+        read_volume(f"{tmp_path / 'series'}#1.2.3[1]")
+    assert caught.value.code == "BAD_REFERENCE"
+    assert "[1]" in str(caught.value)
