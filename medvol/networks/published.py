@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from medvol.errors import MedvolError
-from medvol.networks.swin_weights import LoadedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,21 @@ SAFE_TYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What a file gave to a network, by name.
+
+    Args:
+        loaded: Taken from the file.
+        left: As they were before, at their random start.
+        ignored: In the file, without a place in the network.
+    """
+
+    loaded: tuple[str, ...]
+    left: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 def read_state(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:

@@ -20,8 +20,7 @@ from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
 from medvol.errors import MedvolError
-from medvol.networks.published import load_exactly, read_state
-from medvol.networks.swin_weights import LoadedWeights
+from medvol.networks.published import LoadedWeights, load_exactly, read_state
 
 HEAD = "fc"
 COUNTERS = ("num_batches_tracked",)

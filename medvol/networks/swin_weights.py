@@ -11,37 +11,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from medvol.errors import MedvolError
+from medvol.networks.published import LoadedWeights, read_state
 
 logger = logging.getLogger(__name__)
 
 ENCODER = "swinViT."
-WRAPPERS = ("state_dict", "model")
 COMPUTED = ("relative_position_index", "attn_mask")
 """Buffers that follow from the window size: old files carry what new ones leave out, and the other way round."""
 NAMED = 3  # layers named in a refusal; all of them stand in its details
-
-
-@dataclass(frozen=True)
-class LoadedWeights:
-    """What a file gave to a network, by name.
-
-    Args:
-        loaded: Taken from the file.
-        left: As they were before, at their random start.
-        ignored: In the file, without a place in the network.
-    """
-
-    loaded: tuple[str, ...]
-    left: tuple[str, ...]
-    ignored: tuple[str, ...]
 
 
 def load_swin_unetr_weights(network: nn.Module, weights: str | Path | Mapping[str, Any]) -> LoadedWeights:
@@ -59,7 +42,7 @@ def load_swin_unetr_weights(network: nn.Module, weights: str | Path | Mapping[st
             the network is unchanged then.
     """
     file = weights if isinstance(weights, str | Path) else ""
-    state = {_todays_name(name): value for name, value in _state(weights, file).items()}
+    state = {_todays_name(name): value for name, value in read_state(weights).items()}
     own = network.state_dict()
     whole = any(name.startswith("decoder") for name in state if name in own)
     wanted = [name for name in own if _is_weight(name) and (whole or name.startswith(ENCODER))]
@@ -94,27 +77,6 @@ def start_from(network: nn.Module, weights: str | Path) -> nn.Module:
     return network
 
 
-def _state(weights: str | Path | Mapping[str, Any], file: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, unwrapped and without `module.`."""
-    found: Any = weights
-    if not isinstance(weights, Mapping):
-        try:
-            found = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch's reader raises whatever a torn file leads it to
-            raise _unreadable(f"{type(error).__name__}: {error}"[:120], file) from error
-    while isinstance(found, Mapping):
-        inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
-    if not isinstance(found, Mapping) or not found:
-        raise _unreadable(f"{type(found).__name__} without tensors", file)
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise _unreadable(f"'{name}' is of type {type(value).__name__}"[:120], file)
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
-
-
 def _todays_name(name: str) -> str:
     name = re.sub(r"^encoder\.(layers\d\.0\.)0\.", rf"{ENCODER}\1", name)
     name = re.sub(r"^(encoder\.)?(?=patch_embed\.|layers\d)", ENCODER, name)
@@ -127,10 +89,6 @@ def _is_weight(name: str) -> bool:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
-
-
-def _unreadable(found: str, file: str | Path) -> MedvolError:
-    return MedvolError("BAD_WEIGHTS", file=file, found=found, expected="a state dict saved with torch.save")
 
 
 def _foreign(wrong: Iterable[str], file: str | Path, network: str) -> MedvolError:

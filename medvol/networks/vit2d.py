@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from medvol.errors import require_choice
-from medvol.networks.published import load_exactly, read_state
-from medvol.networks.swin_weights import LoadedWeights
+from medvol.networks.published import LoadedWeights, load_exactly, read_state
 from medvol.networks.vit_blocks import HEAD, POSITIONS, VisionTransformer, VitLayout, fit_positions, renamed
 
 PRESETS = {

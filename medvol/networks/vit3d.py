@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from medvol.errors import MedvolError, require_choice
 from medvol.networks.fast_norm import use_fast_norm
-from medvol.networks.published import load_exactly, read_state
+from medvol.networks.published import LoadedWeights, load_exactly, read_state
 from medvol.networks.swin_unetr import MULTIPLE, FastSwinTransformer
-from medvol.networks.swin_weights import LoadedWeights
 from medvol.networks.vit_blocks import (
     HEAD,
     POSITIONS,
