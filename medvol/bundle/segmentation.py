@@ -28,7 +28,7 @@ from medvol.report.classification import can_draw
 from medvol.report.segmentation import write_evaluation, write_predictions
 from medvol.report.segmented_cases import SegmentedCases
 from medvol.training.checkpoint import count_parameters
-from medvol.training.handlers import TrainingHistory, write_history
+from medvol.training.handlers import TrainingHistory
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def finish_training(
     cases: CachedVolumes,
     model_dir: str | Path,
 ) -> None:
-    """Choose the post-processing of the saved model on validation, write history and run.json, log the summary.
+    """Choose the post-processing of the saved model on validation, write run.json and the curve, log the summary.
 
     Args:
         session: From `begin`.
@@ -61,7 +61,6 @@ def finish_training(
         cleaning = {record.facts.classes[label]: cleaning.as_dict() for label, cleaning in cleanings.items()}
         record = write_record(model_dir, replace(record, cleaning=cleaning))
     output = session.output_dir
-    write_history(output / "history.csv", history.rows)
     files = [Path(model_dir) / WEIGHTS_FILE, Path(model_dir) / RECORD_FILE, output / "history.csv"]
     if can_draw():
         files.append(pictures.draw_training(output / "training.png", history.rows, metric="dice"))

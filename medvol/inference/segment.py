@@ -165,5 +165,6 @@ class WriteMasks:
         self.written[case] = self.paths[case]
         maps = () if segmented.probabilities is None else segmented.probabilities
         for name, probabilities in zip(self.probabilities_of, maps, strict=True):
-            path = self.paths[case].with_name(self.paths[case].name.replace(".nii.gz", f".{name}.nii.gz"))
-            write_probabilities(path, probabilities, segmented.affine)
+            # The name of a structure, too, may hold what a file name must not.
+            path = mask_paths(self.paths[case].parent, [f"{case}.{name}"])[f"{case}.{name}"]
+            write_probabilities(path, probabilities, segmented.affine, has_geometry=segmented.grid.has_geometry)

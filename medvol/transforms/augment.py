@@ -81,12 +81,17 @@ class AugmentDraw:
     mirrored: Tensor
 
 
-def flip_axes_for(*, laterality_matters: bool, has_geometry: bool) -> tuple[int, ...]:
-    """Return the axes that may be mirrored without changing what the volume shows.
+def flip_axes_for(*, laterality_matters: bool, has_geometry: bool, paired: bool = False) -> tuple[int, ...]:
+    """Return the axes that may be mirrored without making a label wrong.
 
     Volumes are in RAS+ order, so axis 0 is left/right. Without a geometry nobody knows which axis that is.
+
+    Args:
+        laterality_matters: Whether mirroring left and right could change a label.
+        has_geometry: Whether the volumes carry an affine.
+        paired: Whether `apply_to_labels` exchanges the paired structures of a mirrored mask.
     """
-    if not laterality_matters:
+    if not laterality_matters or (paired and has_geometry):
         return (0, 1, 2)
     return (1, 2) if has_geometry else ()
 

@@ -173,10 +173,13 @@ def test_masks_keep_the_values_of_the_study(cohort, tmp_path, train, predict, ro
         mask = nib.load(path)
         liver = (np.asarray(mask.dataobj) == 1).astype(np.uint8) * 255
         nib.save(nib.Nifti1Image(liver, mask.affine), path)
-    train(tmp_path / "o", study / "cases.csv", structures=["liver"], max_epochs=8, patches_per_epoch=16, width=8)
+    name = "liver / right lobe"
+    train(tmp_path / "o", study / "cases.csv", structures=[name], max_epochs=8, patches_per_epoch=16, width=8)
     record = json.loads((tmp_path / "o/models/model.json").read_text())
-    assert record["facts"]["classes"] == ["background", "liver"]
-    predict(tmp_path / "p", next((study / "images").glob("*.nii.gz")), tmp_path / "o/models")
+    assert record["facts"]["classes"] == ["background", name]
+    image = next((study / "images").glob("*.nii.gz"))
+    predict(tmp_path / "p", image, tmp_path / "o/models", save_probabilities=[name])
+    assert len(list((tmp_path / "p" / "predictions").glob("*liver*right_lobe.nii.gz"))) == 1
     (row,) = rows_of(tmp_path / "p" / "predictions.csv")
     assert set(np.unique(np.asarray(nib.load(tmp_path / "p" / row["output"]).dataobj))) <= {0, 255}
 

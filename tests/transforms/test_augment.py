@@ -217,3 +217,10 @@ def test_blur_is_a_gaussian_of_the_drawn_width():
             radius = int(np.ceil(3 * width))
             truth = ndimage.gaussian_filter(other.numpy(), width, mode="nearest", radius=radius)
             np.testing.assert_allclose(one.numpy(), truth, atol=1e-5)
+
+
+def test_pairs_open_the_left_right_axis_only_where_it_is_known_which_one_that_is():
+    assert flip_axes_for(laterality_matters=True, has_geometry=True, paired=True) == (0, 1, 2)
+    assert flip_axes_for(laterality_matters=True, has_geometry=True) == (1, 2)
+    # In an npy volume the exchange of left and right would be made for a mirror image of some other axis.
+    assert flip_axes_for(laterality_matters=True, has_geometry=False, paired=True) == ()
