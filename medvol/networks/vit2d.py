@@ -8,16 +8,22 @@ studies of some hundred images without published weights. timm is not needed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medvol.errors import require_choice
 from medvol.networks.published import LoadedWeights, load_exactly, read_state
-from medvol.networks.vit_blocks import HEAD, POSITIONS, VisionTransformer, VitLayout, fit_positions, renamed
+from medvol.networks.vit_blocks import (
+    HEAD,
+    POSITIONS,
+    VisionTransformer,
+    VitLayout,
+    fit_positions,
+    preset_layout,
+    renamed,
+)
 
 PRESETS = {
     # timm's layer norms have an epsilon of 1e-6.
@@ -57,13 +63,7 @@ def vit2d(
     Raises:
         MedvolError: `INPUT_SIZE` with the multiple, or `UNKNOWN_OPTION` with the nearest name.
     """
-    require_choice("preset", preset, PRESETS)
-    layout = PRESETS[preset]
-    layout = replace(
-        layout,
-        patch_size=layout.patch_size if patch_size is None else patch_size,
-        dropout=layout.dropout if dropout is None else dropout,
-    )
+    layout = preset_layout(PRESETS, preset, patch_size=patch_size, dropout=dropout)
     return VisionTransformer(f"vit2d ({preset})", in_channels, num_outputs, spatial_size, layout)
 
 

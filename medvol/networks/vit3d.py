@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +15,7 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
-from medvol.errors import MedvolError, require_choice
+from medvol.errors import MedvolError
 from medvol.networks.fast_norm import use_fast_norm
 from medvol.networks.published import LoadedWeights, load_exactly, read_state
 from medvol.networks.swin_unetr import MULTIPLE, FastSwinTransformer
@@ -26,6 +25,7 @@ from medvol.networks.vit_blocks import (
     VisionTransformer,
     VitLayout,
     fit_positions,
+    preset_layout,
     renamed,
     require_patches,
 )
@@ -63,14 +63,7 @@ def vit3d(
     Raises:
         MedvolError: `INPUT_SIZE` with the multiple, or `UNKNOWN_OPTION` with the nearest name.
     """
-    require_choice("preset", preset, PRESETS)
-    layout = PRESETS[preset]
-    layout = replace(
-        layout,
-        patch_size=layout.patch_size if patch_size is None else patch_size,
-        dropout=layout.dropout if dropout is None else dropout,
-        qkv_bias=layout.qkv_bias if qkv_bias is None else qkv_bias,
-    )
+    layout = preset_layout(PRESETS, preset, patch_size=patch_size, dropout=dropout, qkv_bias=qkv_bias)
     return VisionTransformer(f"vit3d ({preset})", in_channels, num_outputs, spatial_size, layout)
 
 

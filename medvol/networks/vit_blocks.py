@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 from monai.networks.blocks import MLPBlock, PatchEmbeddingBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medvol.errors import MedvolError
+from medvol.errors import MedvolError, require_choice
 
 POSITIONS = "patch_embedding.position_embeddings"
 HEAD = "classification_head"
@@ -160,6 +160,16 @@ class Attention(nn.Module):
         dropped = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], dropout_p=dropped)
         return self.drop_output(self.out_proj(mixed.transpose(1, 2).reshape(batch, count, width)))
+
+
+def preset_layout(presets: Mapping[str, VitLayout], preset: str, **given: Any) -> VitLayout:
+    """Return the layout of a preset with the fields that are given; None leaves a field as the preset has it.
+
+    Raises:
+        MedvolError: `UNKNOWN_OPTION` with the nearest name.
+    """
+    require_choice("preset", preset, presets)
+    return replace(presets[preset], **{name: value for name, value in given.items() if value is not None})
 
 
 def stem(in_channels: int, dimensions: int, layout: VitLayout) -> nn.Module:
