@@ -14,7 +14,7 @@ from medvol.errors import find_refusal
 from medvol.phantoms.cohort import classification_cohort
 
 ROOT = Path(__file__).parents[2]
-BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*_classification/configs/metadata.json"))
+BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*3d_classification/configs/metadata.json"))
 QUIET = {"show_progress": False, "precision": "float32"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI warns of expressions in any config
