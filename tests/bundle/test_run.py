@@ -15,6 +15,7 @@ from medvol.phantoms.cohort import classification_cohort
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*3d_classification/configs/metadata.json"))
+RESNET = ROOT / "bundles" / "resnet3d_classification"
 QUIET = {"show_progress": False, "precision": "float32"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI warns of expressions in any config
@@ -81,10 +82,20 @@ def test_a_bundle_trains_evaluates_and_predicts_from_any_folder(
         assert (output / name).stat().st_size > 100, name
 
 
+def test_the_swin_switch_is_remembered_and_sizes_rounded_to_its_windows(cohort, tmp_path, bundle_run, train, predict):
+    bundle, output = ROOT / "bundles" / "vit3d_classification", tmp_path / "o"
+    train(bundle, output, cohort, architecture="swin", feature_size=12, max_epochs=1)
+    record = json.loads((output / "models" / "model.json").read_text())
+    assert record["facts"]["spatial_size"] == [32, 32, 32]
+    assert (record["network"]["architecture"], record["network"]["feature_size"]) == ("swin", 12)
+    predict(bundle, tmp_path / "p", cohort, output / "models")
+    assert (tmp_path / "p" / "predictions.csv").is_file()
+
+
 def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(cohort, tmp_path, train):
     weights = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(BUNDLES[-1], tmp_path / name, cohort, seed=seed)
+        train(RESNET, tmp_path / name, cohort, seed=seed)
         weights[name] = torch.load(tmp_path / name / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(weights["a"][key], weights["b"][key]) for key in weights["a"])
     assert not all(torch.equal(weights["a"][key], weights["c"][key]) for key in weights["a"])
@@ -92,7 +103,7 @@ def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(co
 
 def test_tensorboard_is_written_when_asked_for(cohort, tmp_path, train):
     pytest.importorskip("tensorboard", reason="needs the extra `track`")
-    train(BUNDLES[-1], tmp_path / "o", cohort, max_epochs=1, tensorboard=True)
+    train(RESNET, tmp_path / "o", cohort, max_epochs=1, tensorboard=True)
     assert any((tmp_path / "o" / "tensorboard").iterdir())
 
 
@@ -107,9 +118,9 @@ def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle
             (rng.random((count, 12, 11, 10)) * 80 + 80 * labels[:, None, None, None]).astype(np.uint8),
         )
         np.save(study / f"{part}_labels.npy", labels)
-    train(BUNDLES[-1], tmp_path / "o", study)
+    train(RESNET, tmp_path / "o", study)
     bundle_run(
-        BUNDLES[-1],
+        RESNET,
         ["train", "evaluate"],
         tmp_path / "o",
         dataset_dir=str(study),
@@ -132,7 +143,7 @@ def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle
 def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path, train):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Exception) as wrapped:  # noqa: PT011 - MONAI wraps the refusal in RuntimeErrors of its own
-        train(BUNDLES[-1], tmp_path / "o", options.pop("dataset_dir", cohort), **options)
+        train(RESNET, tmp_path / "o", options.pop("dataset_dir", cohort), **options)
     refusal = find_refusal(wrapped.value)
     assert refusal is not None
     assert len(str(refusal)) <= 300
@@ -145,18 +156,18 @@ def test_a_segmentation_study_is_of_the_wrong_kind(tmp_path, train):
     from medvol.phantoms.cohort import segmentation_cohort
 
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
-        train(BUNDLES[-1], tmp_path / "o", segmentation_cohort(tmp_path / "seg", patients=6, size=(16, 17, 18)))
+        train(RESNET, tmp_path / "o", segmentation_cohort(tmp_path / "seg", patients=6, size=(16, 17, 18)))
     assert find_refusal(wrapped.value).code == "WRONG_KIND"
 
 
 def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path, bundle_run, train):
-    train(BUNDLES[-1], tmp_path / "o", cohort)
+    train(RESNET, tmp_path / "o", cohort)
     leaky = cohort.parent / "leaky.csv"
     text = cohort.read_text().replace(",train,", ",swap,").replace(",test,", ",train,").replace(",swap,", ",test,")
     leaky.write_text(text)
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         bundle_run(
-            BUNDLES[-1],
+            RESNET,
             ["train", "evaluate"],
             tmp_path / "e",
             dataset_dir=str(leaky),
@@ -167,7 +178,7 @@ def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path, bundle_
 
 
 def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, tmp_path, train, predict, rows_of):
-    train(BUNDLES[-1], tmp_path / "o", cohort)
+    train(RESNET, tmp_path / "o", cohort)
     folder = tmp_path / "mixed"
     folder.mkdir()
     images = sorted((cohort.parent / "images").glob("*.nii.gz"))[:3]
@@ -175,7 +186,7 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
         shutil.copy(image, folder)
     (folder / "broken.nii.gz").write_bytes(images[0].read_bytes()[:500])
     with pytest.raises(SystemExit) as stopped:
-        predict(BUNDLES[-1], tmp_path / "p", folder, tmp_path / "o/models")
+        predict(RESNET, tmp_path / "p", folder, tmp_path / "o/models")
     assert stopped.value.code == 3
     rows = rows_of(tmp_path / "p" / "predictions.csv")
     assert [row["pred"] != "" for row in rows] == [True, True, True, False]
@@ -184,13 +195,13 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
 
 def test_inference_before_training_says_so(cohort, tmp_path, predict):
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
-        predict(BUNDLES[-1], tmp_path / "p", cohort, tmp_path / "none")
+        predict(RESNET, tmp_path / "p", cohort, tmp_path / "none")
     assert find_refusal(wrapped.value).code == "NO_WEIGHTS"
 
 
 @pytest.mark.slow
 def test_on_the_command_line_a_refusal_is_one_line_and_the_exit_code_is_not_0(tmp_path):
-    bundle = BUNDLES[-1]
+    bundle = RESNET
     command = [
         *(sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--bundle_root", str(bundle)),
         *("--config_file", str(bundle / "configs" / "train.json"), "--output_dir", str(tmp_path), "--max_epoch", "1"),
