@@ -2,9 +2,7 @@
 
 bfloat16 doubles the speed of a small residual network on a processor with AVX512-BF16 or AMX and slows it down on one
 without; channels last helps wide networks and hurts narrow ones. So the training step or the inference call itself is
-timed, once, and the answer is remembered beside the volume cache.
-
-`torch.compile` is tried only when the caller expects so many calls that compiling, a minute or more on a processor,
+timed, once, and the answer is remembered beside the volume cache. `torch.compile` is tried only when the caller expects so many calls that compiling, a minute or more on a processor,
 can pay, and only where a C++ compiler is there; its time is measured and counted against it.
 """
 
@@ -61,10 +59,15 @@ class Runtime:
     @property
     def memory_format(self) -> torch.memory_format:
         """Layout of 5D tensors."""
-        return torch.channels_last_3d if self.channels_last else torch.contiguous_format
+        return self.layout(5)
+
+    def layout(self, dimensions: int) -> torch.memory_format:
+        """Return the layout of tensors with so many dimensions, 5 for volumes and 4 for images."""
+        last = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
+        return last.get(dimensions, torch.contiguous_format)
 
     def __str__(self) -> str:
-        layout = "channels_last_3d" if self.channels_last else "contiguous"
+        layout = "channels last" if self.channels_last else "contiguous"
         return f"{self.device_type}, {self.dtype}, {layout}" + (", compiled" if self.compiled else "")
 
 
@@ -95,11 +98,10 @@ class RuntimeInferer(Inferer):
     def _run(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         if self.runtime is None:
             return network(inputs, *args, **kwargs)
-        if inputs.dim() == 5:
-            inputs = inputs.to(memory_format=self.runtime.memory_format)
+        laid_out = inputs.to(memory_format=self.runtime.layout(inputs.dim()))
         half = getattr(torch, self.runtime.dtype if self.runtime.dtype != "float32" else "bfloat16")
         with torch.autocast(self.runtime.device_type, half, enabled=self.runtime.dtype != "float32"):
-            outputs = network(inputs, *args, **kwargs)
+            outputs = network(laid_out, *args, **kwargs)
         # With deep supervision a network in training mode returns one tensor per resolution.
         return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
 
@@ -142,7 +144,7 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
 
     Args:
         network: Network on `device`; a copy is timed, its weights stay as they are.
-        input_shape: Channel and spatial size of one volume or patch, (channel, x, y, z).
+        input_shape: Channel and spatial size of one volume, patch or image, as (channel, x, y, z).
         device: Where it will run.
         precision: `auto` measures. `float32` and `bfloat16` fix the choice, nothing measured: what to pass when two
             runs must be equal to the bit, since a measurement may come out differently.
@@ -170,7 +172,7 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
         # float16 needs its loss scaled in training, which no trainer here does.
         half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16" if purpose == "infer" else "float32"
         runtime = Runtime(device.type, half, channels_last is not False)
-    network.to(memory_format=runtime.memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
+    network.to(memory_format=runtime.layout(1 + len(input_shape)))  # type: ignore[call-overload]  # torch's stub lacks it
     if runtime.compiled:
         network.compile()
     logger.info("Runtime: %s", runtime)
@@ -187,7 +189,7 @@ def measure_runtimes(
 
     Args:
         network: Network on the processor.
-        input_shape: (channel, x, y, z).
+        input_shape: (channel, x, y, z), or (channel, row, column).
         probe: What is timed; a training step of 8 volumes when None.
         candidates: Runtimes to time, plainer ones first; both precisions in both layouts when None.
     """
@@ -232,11 +234,10 @@ def _durations(
     network: nn.Module, input_shape: Sequence[int], runtime: Runtime, probe: Probe, seconds: float
 ) -> list[float]:
     training = probe.purpose == "train"
-    network.train(training).to(memory_format=runtime.memory_format)  # type: ignore[call-overload]
+    network.train(training).to(memory_format=runtime.layout(1 + len(input_shape)))  # type: ignore[call-overload]
     inferer = RuntimeInferer(runtime)
     batch = torch.zeros(probe.batch, *input_shape)
-    durations: list[float] = []
-    began = time.perf_counter()
+    durations, began = list[float](), time.perf_counter()
     while len(durations) <= PROBE_REPEATS and (not durations or time.perf_counter() - began < seconds):
         start = time.perf_counter()
         with torch.set_grad_enabled(training):

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch: draw first, apply second.
+"""Augmentation of a whole batch of volumes or images: draw first, apply second.
 
 `draw_augmentation` takes every random number from one generator; `apply_augmentation` is deterministic and works on the
 batch tensor with a single affine resample. Per-sample augmentation in the data workers costs more than a small network
@@ -25,8 +25,8 @@ class AugmentRanges:
     never saw a clean background or a sharp edge answers with a bias when it meets one.
 
     Args:
-        flip_axes: Spatial axes (0 = x) that are mirrored with probability one half each.
-        rotate_deg: Largest angle about each axis, in degrees.
+        flip_axes: Spatial axes (0 = x, of images the rows) that are mirrored with probability one half each.
+        rotate_deg: Largest angle about each axis, of images in their plane, in degrees.
         scale: Largest relative change of size, common to the axes.
         shift: Largest shift along each axis, as a fraction of the field of view.
         contrast: Largest relative change of the intensities' distance from the volume's mean.
@@ -58,17 +58,18 @@ class AugmentRanges:
 
 @dataclass(frozen=True)
 class AugmentDraw:
-    """What was drawn for a batch of n volumes.
+    """What was drawn for a batch of n volumes or images.
 
     Args:
-        matrix: Output to input position in units of the field of view from its centre, (n, 3, 4), axes x y z.
+        matrix: Output to input position in units of the field of view from its centre: (n, 3, 4) with axes x y z, or
+            (n, 2, 3) for images.
         gain: Factor on the distance from the volume's mean, (n,).
         offset: Addition to the intensities, (n,).
         noise_sd: Standard deviation of the noise, (n,).
         noise_seed: Seed of the noise field.
         gamma: Exponent on the position within the volume's range, (n,).
         blur_sd: Standard deviation of the smoothing in voxels, (n,).
-        mirrored: Whether axis 0, left/right, was mirrored, bool (n,).
+        mirrored: Whether axis 0, left/right of volumes, was mirrored, bool (n,).
     """
 
     matrix: Tensor
@@ -102,12 +103,17 @@ def draw_augmentation(
     """Draw the changes of a batch.
 
     Args:
-        shape: Of the batch, (n, channel, x, y, z).
+        shape: Of the batch, (n, channel, x, y, z), or (n, channel, row, column) for images.
         ranges: How far each property may change.
-        extent_mm: Field of view along x, y, z; only ratios matter. Keeps rotations rigid on anisotropic grids.
+        extent_mm: Field of view along each axis; only ratios matter. Keeps rotations rigid on anisotropic grids.
         generator: Source of every random number.
+
+    Raises:
+        ValueError: When an axis is to be mirrored that the batch does not have.
     """
-    count = shape[0]
+    count, axes = shape[0], len(shape) - 2
+    if any(axis >= axes for axis in ranges.flip_axes):
+        raise ValueError(f"flip_axes {ranges.flip_axes} of a batch with {axes} spatial axes")
 
     def uniform(*columns: int) -> Tensor:
         return torch.rand(count, *columns, generator=generator) * 2 - 1
@@ -116,12 +122,12 @@ def draw_augmentation(
         return (torch.rand(count, generator=generator) < probability).float()
 
     turned = happens(ranges.affine_probability).unsqueeze(1)
-    angles = turned * uniform(3) * math.radians(ranges.rotate_deg)
+    angles = turned * uniform(3 if axes == 3 else 1) * math.radians(ranges.rotate_deg)
     scales = torch.exp(turned * uniform(1) * math.log1p(ranges.scale))
-    shifts = uniform(3) * ranges.shift
+    shifts = uniform(axes) * ranges.shift
     size = torch.tensor([float(length) for length in shape[2:]])
     shifts = torch.where(turned > 0, shifts, (shifts * size).round() / size)
-    signs = torch.ones(count, 3)
+    signs = torch.ones(count, axes)
     for axis in ranges.flip_axes:
         signs[:, axis] = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     extent = torch.tensor([float(length) for length in extent_mm])
@@ -148,19 +154,19 @@ def _blurs(uniform: Callable[..., Tensor], happens: Callable[[float], Tensor], r
 
 
 def apply_augmentation(batch: Tensor, draw: AugmentDraw) -> Tensor:
-    """Return the changed batch, same shape (n, channel, x, y, z); outside the volume its border is repeated.
+    """Return the changed batch, same shape (n, channel, spatial axes); outside the image its border is repeated.
 
-    Resampling is trilinear, one pass for flips, rotation, scale and shift together.
+    Resampling is trilinear, of images bilinear, one pass for flips, rotation, scale and shift together.
     """
     moved = F.grid_sample(
         batch, sampling_grid(draw.matrix, batch.shape[2:]), mode="bilinear", padding_mode="border", align_corners=False
     )
-    column = (-1, 1, 1, 1, 1)
+    column = (-1, *[1] * (batch.dim() - 1))
     for index in torch.nonzero(draw.blur_sd).flatten().tolist():
         moved[index] = _blurred(moved[index], float(draw.blur_sd[index]))
     for index in torch.nonzero(draw.gamma != 1).flatten().tolist():
         moved[index] = _bent(moved[index], float(draw.gamma[index]))
-    mean = moved.mean(dim=(1, 2, 3, 4), keepdim=True)
+    mean = moved.mean(dim=tuple(range(1, batch.dim())), keepdim=True)
     moved = (moved - mean) * draw.gain.view(column) + (mean + draw.offset.view(column))
     if draw.noise_sd.any():
         noise = torch.empty_like(moved).normal_(generator=torch.Generator().manual_seed(draw.noise_seed))
@@ -169,7 +175,7 @@ def apply_augmentation(batch: Tensor, draw: AugmentDraw) -> Tensor:
 
 
 def apply_to_labels(labels: Tensor, draw: AugmentDraw, mirror_pairs: Sequence[tuple[int, int]] = ()) -> Tensor:
-    """Return the masks of a batch, (n, 1, x, y, z), moved as `apply_augmentation` moves their images.
+    """Return the masks of a batch, (n, 1, spatial axes), moved as `apply_augmentation` moves their images.
 
     The nearest voxel is taken. Where left and right were mirrored, the classes of each pair are exchanged: a mirrored
     left kidney is a right kidney.
@@ -183,7 +189,7 @@ def apply_to_labels(labels: Tensor, draw: AugmentDraw, mirror_pairs: Sequence[tu
     moved = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     moved = moved.to(labels.dtype)
     exchanged = moved.clone()
-    where = draw.mirrored.view(-1, 1, 1, 1, 1)
+    where = draw.mirrored.view(-1, *[1] * (labels.dim() - 1))
     for first, second in mirror_pairs:
         exchanged[where & (moved == first)] = second
         exchanged[where & (moved == second)] = first
@@ -191,15 +197,17 @@ def apply_to_labels(labels: Tensor, draw: AugmentDraw, mirror_pairs: Sequence[tu
 
 
 def _blurred(image: Tensor, sd_voxels: float) -> Tensor:
-    """Return the image, (channel, x, y, z), smoothed by a Gaussian along each axis, borders repeated."""
+    """Return the image, (channel, spatial axes), smoothed by a Gaussian along each axis, borders repeated."""
     reach = math.ceil(3 * sd_voxels)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sd_voxels) ** 2)
     taps = taps / taps.sum()
-    for axis in (1, 2, 3):
-        shape, pad = [1, 1, 1, 1, 1], [0] * 6
+    axes = image.dim() - 1
+    convolve = F.conv3d if axes == 3 else F.conv2d
+    for axis in range(1, axes + 1):
+        shape, pad = [1] * (axes + 2), [0] * (2 * axes)
         shape[axis + 1] = len(taps)
-        pad[2 * (3 - axis) : 2 * (3 - axis) + 2] = [reach, reach]
-        image = F.conv3d(F.pad(image[:, None], pad, mode="replicate"), taps.view(shape))[:, 0]
+        pad[2 * (axes - axis) : 2 * (axes - axis) + 2] = [reach, reach]
+        image = convolve(F.pad(image[:, None], pad, mode="replicate"), taps.view(shape))[:, 0]
     return image
 
 
@@ -211,16 +219,17 @@ def _bent(image: Tensor, gamma: float) -> Tensor:
 
 
 def sampling_grid(matrix: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the grid that `grid_sample` wants, (n, x, y, z, 3) with its last axis in the order z y x.
+    """Return the grid that `grid_sample` wants, (n, x, y, z, 3) with its last axis in the order z y x; or of images.
 
     The same as `affine_grid`, built from three rays: about twice as fast, since no 4-vector per voxel is stored.
     """
     rays = [_voxel_centres(int(length)) for length in size]
     # grid_sample counts positions from -1 to 1 over the field of view, a factor of 2 that only the shift feels.
-    linear, shift = matrix[:, :, :3].flip(1), 2 * matrix[:, :, 3].flip(1)
-    x, y, z = (linear[:, None, :, axis] * ray[None, :, None] for axis, ray in enumerate(rays))  # each (n, length, 3)
-    plane = x[:, :, None] + (y + shift[:, None])[:, None]  # (n, x, y, 3)
-    return plane[:, :, :, None] + z[:, None, None]
+    linear, shift = matrix[:, :, :-1].flip(1), 2 * matrix[:, :, -1].flip(1)
+    # Each (n, length, axes):
+    x, y, *z = (linear[:, None, :, axis] * ray[None, :, None] for axis, ray in enumerate(rays))
+    plane = x[:, :, None] + (y + shift[:, None])[:, None]  # (n, x, y, axes)
+    return plane[:, :, :, None] + z[0][:, None, None] if z else plane
 
 
 def _voxel_centres(length: int) -> Tensor:
@@ -228,8 +237,10 @@ def _voxel_centres(length: int) -> Tensor:
 
 
 def _rotations(angles: Tensor) -> Tensor:
-    """Return Rz @ Ry @ Rx for angles in radians, (n, 3) to (n, 3, 3)."""
+    """Return Rz @ Ry @ Rx for angles in radians, (n, 3) to (n, 3, 3); of an image's one angle, (n, 1) to (n, 2, 2)."""
     cos, sin = angles.cos(), angles.sin()
+    if angles.shape[1] == 1:
+        return torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
     zero, one = torch.zeros(len(angles)), torch.ones(len(angles))
 
     def matrix(*entries: Tensor) -> Tensor:

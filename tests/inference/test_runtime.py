@@ -78,6 +78,28 @@ def test_bfloat16_answers_in_float32_and_close_to_it():
     assert not torch.equal(half, exact)
 
 
+class Layouts(torch.nn.Module):
+    """Remembers whether its inputs and its weights had their channels last."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.convolution, self.seen = convolution, []
+
+    def forward(self, inputs):
+        last = torch.channels_last if inputs.dim() == 4 else torch.channels_last_3d
+        self.seen.append([one.is_contiguous(memory_format=last) for one in (inputs, self.convolution.weight)])
+        return self.convolution(inputs)
+
+
+@pytest.mark.parametrize(("convolution", "shape"), [(torch.nn.Conv2d, (2, 7, 8)), (torch.nn.Conv3d, (2, 7, 8, 9))])
+def test_channels_last_is_the_layout_of_images_and_of_volumes(convolution, shape):
+    for channels_last in (True, False):
+        network = Layouts(convolution(2, 3, 3))
+        runtime = choose_runtime(network, shape, device=CPU, precision="float32", channels_last=channels_last)
+        RuntimeInferer(runtime)(torch.zeros(2, *shape), network)
+        assert network.seen == [[channels_last] * 2]
+
+
 def test_an_unknown_precision_is_refused_with_the_nearest():
     with pytest.raises(MedvolError, match="did you mean 'bfloat16'"):
         choose_runtime(small(), SHAPE, device=CPU, precision="bfloat")

@@ -224,3 +224,56 @@ def test_pairs_open_the_left_right_axis_only_where_it_is_known_which_one_that_is
     assert flip_axes_for(laterality_matters=True, has_geometry=True) == (1, 2)
     # In an npy volume the exchange of left and right would be made for a mirror image of some other axis.
     assert flip_axes_for(laterality_matters=True, has_geometry=False, paired=True) == ()
+
+
+IMAGE = (12, 17)
+
+
+def images(count=1):
+    smooth = ndimage.gaussian_filter(np.random.default_rng(1).random((1, 2, *IMAGE)), (0, 0, 1, 1))
+    return torch.from_numpy(smooth).float().expand(count, -1, -1, -1).contiguous()
+
+
+def test_an_image_is_moved_as_the_slices_of_a_volume_whose_third_axis_stays():
+    ranges = replace(STILL, rotate_deg=25, scale=0.2, shift=0.1, flip_axes=(0, 1), blur=1.0, gamma=0.5, contrast=0.3)
+    draw = draw_augmentation((6, 2, *IMAGE), ranges, (12.0, 34.0), generator(3))
+    # The same, written as a volume of two equal slices.
+    matrix = torch.zeros(6, 3, 4)
+    matrix[:, :2, :2], matrix[:, :2, 3], matrix[:, 2, 2] = draw.matrix[:, :, :2], draw.matrix[:, :, 2], 1
+    volume = images(6)[..., None].expand(-1, -1, -1, -1, 2).contiguous()
+    moved = apply_augmentation(volume, replace(draw, matrix=matrix))
+    torch.testing.assert_close(apply_augmentation(images(6), draw), moved[..., 0], atol=1e-5, rtol=0)
+    mask = (images(6)[:, :1] > 0.5).to(torch.uint8)
+    as_volume = apply_to_labels(mask[..., None].expand(-1, -1, -1, -1, 2), replace(draw, matrix=matrix), [(0, 1)])
+    assert torch.equal(apply_to_labels(mask, draw, [(0, 1)]), as_volume[..., 0])
+
+
+def test_a_turned_image_agrees_with_scipy_and_keeps_right_angles():
+    ranges = replace(STILL, rotate_deg=25, scale=0.2, shift=0.1)
+    extent = torch.tensor([12.0, 34.0])
+    draw = draw_augmentation((1, 2, *IMAGE), ranges, extent.tolist(), generator(4))
+    in_mm = draw.matrix[0, :, :2] * extent[:, None] / extent[None, :]
+    gram = in_mm @ in_mm.T
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(2), atol=1e-5, rtol=0)
+    assert in_mm[0, 1].abs() > 0.03
+    size = np.array(IMAGE, dtype=float)
+    linear = np.diag(size) @ draw.matrix[0, :, :2].double().numpy() @ np.diag(1 / size)
+    centre = (size - 1) / 2
+    offset = centre - linear @ centre + size * draw.matrix[0, :, 2].double().numpy()
+    expected = ndimage.affine_transform(images()[0, 1].numpy(), linear, offset, order=1, mode="nearest")
+    np.testing.assert_allclose(apply_augmentation(images(), draw)[0, 1].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_mirrored_image_is_mirrored_along_the_named_axis(axis):
+    draw = draw_augmentation((20, 2, *IMAGE), replace(STILL, flip_axes=(axis,)), (1, 1), generator())
+    mirrored = draw.matrix[:, axis, axis] < 0
+    assert 3 < int(mirrored.sum()) < 17
+    changed = apply_augmentation(images(20), draw)
+    torch.testing.assert_close(changed[mirrored], images(20)[mirrored].flip(axis + 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(changed[~mirrored], images(20)[~mirrored], atol=1e-5, rtol=0)
+
+
+def test_an_image_has_no_third_axis_to_mirror():
+    with pytest.raises(ValueError, match="2 spatial axes"):
+        draw_augmentation((1, 1, *IMAGE), replace(STILL, flip_axes=(2,)), (1, 1), generator())
