@@ -2,8 +2,8 @@
 
 bfloat16 doubles the speed of a small residual network on a processor with AVX512-BF16 or AMX and slows it down on one
 without; channels last helps wide networks and hurts narrow ones. So the training step or the inference call itself is
-timed, once, and the answer is remembered beside the volume cache. `torch.compile` is tried only when the caller expects so many calls that compiling, a minute or more on a processor,
-can pay, and only where a C++ compiler is there; its time is measured and counted against it.
+timed, once, and the answer is remembered beside the volume cache. `torch.compile` is tried only where a C++ compiler is
+there and the caller expects so many calls that its minute or more can pay; its time is measured and counted against it.
 """
 
 from __future__ import annotations
