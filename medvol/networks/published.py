@@ -20,16 +20,6 @@ from medvol.errors import MedvolError
 
 logger = logging.getLogger(__name__)
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Mean and deviation of ImageNet's red, green, blue in [0, 1]: torchvision's weights and DeiT's are trained with them
-(torchvision, `transforms/_presets.py`)."""
-
-HALF_MEAN = (0.5, 0.5, 0.5)
-HALF_STD = (0.5, 0.5, 0.5)
-"""What timm's own `vit_base_patch16_224` and `vit_tiny_patch16_224` are trained with, though they saw ImageNet
-(Steiner et al., "How to train your ViT?", 2021; timm's `default_cfgs`)."""
-
 WRAPPERS = ("state_dict", "model")
 NAMED = 3  # layers named in a refusal; all of them stand in its details
 SAFE_TYPES = {

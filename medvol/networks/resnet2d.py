@@ -52,7 +52,8 @@ def load_torchvision_resnet50(
 ) -> LoadedWeights:
     """Load torchvision's published ResNet-50 and say what was loaded.
 
-    Images must then be scaled to [0, 1] and normalised by `IMAGENET_MEAN` and `IMAGENET_STD` of `published`.
+    Images must then be scaled to [0, 1] and normalised by the mean and deviation of ImageNet, `imagenet` in
+    `medvol.data.image_facts.NORMALISATIONS`.
 
     Args:
         network: From `resnet50_2d`; a head for other classes than the file's is left at its random start.

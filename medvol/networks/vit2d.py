@@ -70,8 +70,8 @@ def vit2d(
 def load_timm_vit(network: VisionTransformer, weights: str | Path | Mapping[str, Any]) -> LoadedWeights:
     """Load weights in the layout of timm's `vit_base_patch16_224` and say what was loaded.
 
-    Images must then be scaled to [0, 1] and normalised as the file's training did: timm's own files by `HALF_MEAN` and
-    `HALF_STD` of `published`, DeiT's by `IMAGENET_MEAN` and `IMAGENET_STD`.
+    Images must then be scaled to [0, 1] and normalised as the file's training did: timm's own files by `half`, DeiT's
+    by `imagenet` of `medvol.data.image_facts.NORMALISATIONS`.
 
     Args:
         network: From `vit2d`, `base` or `tiny`; a head for other classes than the file's is left at its random start,
