@@ -16,6 +16,9 @@ from medvol.errors import MedvolError
 
 PATIENTS_FILE = "patients.csv"
 
+CJDATA_CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
+"""Labels within the files of the figshare brain tumour set (Cheng et al., PLoS ONE 10(10):e0140381, 2015)."""
+
 NOT_CLASSES = frozenset(
     (
         *("image", "images", "imagestr", "imagests", "imagesval", "img", "imgs", "scans", "volumes", "data", "raw"),
@@ -106,11 +109,13 @@ def read_class_folders(folder: Path, found: ClassFolders, options: Options) -> D
 
 
 def read_volumes(path: Path, options: Options) -> Draft:
-    """Read a folder of volumes, or one volume file, without labels.
+    """Read a folder of volumes, or one volume file, without labels; MATLAB files of `cjdata` bring theirs.
 
     Raises:
         MedvolError: `NO_LABEL` when labels are required, and what `medvol.io.find_volumes` finds.
     """
+    if options.require_label and path.is_dir() and _holds_only_mat(path):
+        return read_cjdata(path)
     if options.require_label:
         raise MedvolError(
             "NO_LABEL",
@@ -124,7 +129,8 @@ def read_volumes(path: Path, options: Options) -> Draft:
     from medvol.io import find_volumes
 
     found = find_volumes(path)
-    if path.is_file() and found[0].verdict:
+    # A radiograph has no place in space: no volume, but an image for a 2D bundle.
+    if path.is_file() and found[0].verdict not in ("", "NO_GEOMETRY"):
         raise MedvolError(
             found[0].verdict,
             file=path,
@@ -136,6 +142,43 @@ def read_volumes(path: Path, options: Options) -> Draft:
     refused = [f"reading '{one.name}' will be refused: {one.verdict}" for one in found if one.verdict]
     kind = "one volume" if path.is_file() else f"folder of {len(rows)} volumes"
     return Draft(rows, str(path), str(path), notes=(f"read as: {kind}", *refused))
+
+
+def read_cjdata(folder: Path) -> Draft:
+    """Read a folder of MATLAB files of the figshare brain tumour set, whose labels and patients stand inside them.
+
+    Raises:
+        MedvolError: `NOT_CJDATA`, `CORRUPT` or `TOO_LARGE`; `UNKNOWN_LABEL` for a number that the set does not have.
+    """
+    from medvol.io.mat import read_mat_fields
+
+    rows = []
+    for path in _files(folder):
+        if not path.name.lower().endswith(".mat"):
+            continue
+        fields = read_mat_fields(path)
+        if fields.label not in CJDATA_CLASSES:
+            raise MedvolError(
+                "UNKNOWN_LABEL",
+                file=path,
+                found=f"label {fields.label}",
+                expected="1, 2 or 3",
+                fix="write a case table",
+            )
+        label, reference = CJDATA_CLASSES[fields.label], os.path.abspath(path)  # noqa: PTH100
+        rows.append(Row((reference,), label=label, patient=fields.patient))
+    notes = (f"read as: {len(rows)} MATLAB files with label and patient inside",)
+    classes = sorted_classes(list(CJDATA_CLASSES.values()))
+    # The kind of a tumour is the same in a mirror.
+    return Draft(
+        tuple(rows),
+        str(folder),
+        str(folder),
+        classes=classes,
+        task="classification",
+        laterality_matters=False,
+        notes=notes,
+    )
 
 
 def holds_nothing(folder: Path) -> bool:
@@ -161,6 +204,11 @@ def _holds_images(folder: Path) -> bool:
 
 def _images_in(folder: Path) -> bool:
     return any(has_image_suffix(entry.name) and not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _holds_only_mat(folder: Path) -> bool:
+    images = [path.name.lower() for path in _files(folder) if has_image_suffix(path.name)]
+    return bool(images) and all(name.endswith(".mat") for name in images)
 
 
 def _look_like_patients(folders: Sequence[Path]) -> bool:

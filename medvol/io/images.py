@@ -16,15 +16,14 @@ A volume of several slices is refused. A stacked array of shape (n, row, column,
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
 from medvol.errors import MedvolError
 from medvol.geometry import Volume
 from medvol.io.files import existing
-from medvol.io.read import DICOM, read_volume, suffix_kind
-from medvol.io.reference import parse_reference
+from medvol.io.read import read_volume
+from medvol.io.reference import Reference, parse_reference
 
 _ARRAYS = (b"\x93NUMPY", b"PK\x03\x04")  # the first bytes of npy and npz
 _LOW_IS_BRIGHT = "MONOCHROME1"
@@ -40,12 +39,13 @@ def read_image(ref: str | PathLike[str]) -> Volume:
     Raises:
         MedvolError: `WRONG_DIMS` for a volume, and what `read_volume` finds.
     """
-    path = existing(parse_reference(ref).path)
+    reference = parse_reference(ref)
+    path = existing(reference.path)
     head = b""
     if path.is_file():
         with path.open("rb") as stream:
-            head = stream.read(132)
-    volume = _read(ref, path, head)
+            head = stream.read(6)
+    volume = _read(reference)
     array, channel_axis = volume.array, volume.channel_axis
     if channel_axis is None and array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -71,22 +71,27 @@ def read_image(ref: str | PathLike[str]) -> Volume:
     return Volume(np.ascontiguousarray(array), np.eye(4), False, volume.source, channel_axis, notes)
 
 
-def _read(ref: str | PathLike[str], path: Path, head: bytes) -> Volume:
+def _read(reference: Reference) -> Volume:
     """Return what a reference names; a DICOM image without a place in space, as radiographs are, in shape (x, y, 1)."""
-    from medvol.io.dicom_header import is_dicom, read_slice_headers
-
     try:
-        return read_volume(ref)
+        return read_volume(reference.text)
     except MedvolError as error:
-        # Whatever else is wrong with a file is refused before its geometry.
-        if error.code != "NO_GEOMETRY" or suffix_kind(path.name) not in ("", DICOM) or not is_dicom(head):
+        # Whatever else is wrong with a DICOM file is refused before its geometry.
+        if error.code != "NO_GEOMETRY":
             raise
-        headers = read_slice_headers(path)
-        if len(headers) != 1:
+        from medvol.io.dicom_groups import choose_group, scan
+        from medvol.io.dicom_select import parse_selection
+
+        path = reference.path
+        found = scan(path)
+        if not found.slices:  # no DICOM
+            raise
+        group, notes = choose_group(found, path, parse_selection(reference.key, path))
+        if len(group) != 1:
             raise
     from medvol.io.dicom_pixels import read_stack
 
-    stack, notes = read_stack(headers)
-    if headers[0].photometric == _LOW_IS_BRIGHT:
-        notes = (*notes, _LOW_IS_BRIGHT)
-    return Volume(stack.transpose(2, 1, 0), np.eye(4), False, str(path), notes=notes)
+    stack, more = read_stack(group)
+    if group[0].photometric == _LOW_IS_BRIGHT:
+        more = (*more, _LOW_IS_BRIGHT)
+    return Volume(stack.transpose(2, 1, 0), np.eye(4), False, reference.text, notes=notes + more)

@@ -410,6 +410,43 @@ def test_volumes_without_labels_need_to_be_asked_for(tmp_path: Path) -> None:
     assert (study.task, study.cases[0].case, study.cases[0].label) == ("unlabelled", "a", None)
 
 
+def cjdata(path: Path, label: int, patient: str = "P7") -> None:
+    """Write a file as those of the figshare brain tumour set, in MATLAB 7.3."""
+    import h5py
+
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as archive:
+        archive["cjdata/image"] = np.zeros((9, 8), np.int16)
+        archive["cjdata/label"] = np.array([[float(label)]])
+        archive["cjdata/PID"] = np.array([[ord(letter)] for letter in patient], np.uint16)
+
+
+def test_files_with_label_and_patient_inside_need_no_table(tmp_path: Path) -> None:
+    for name, label, patient in (("1", 1, "P1"), ("2", 3, "P2"), ("3", 2, "P2")):
+        cjdata(tmp_path / f"{name}.mat", label, patient)
+    study = open_study(str(tmp_path))
+    assert labels(study) == {"1": "meningioma", "2": "pituitary", "3": "glioma"}
+    assert [case.patient for case in study.cases] == ["P1", "P2", "P2"]
+    assert study.classes == ("glioma", "meningioma", "pituitary")
+    assert not study.laterality_matters
+    assert open_study(str(tmp_path), require_label=False).task == "unlabelled"
+    cjdata(tmp_path / "4.mat", 4)
+    assert refused("UNKNOWN_LABEL", tmp_path).expected == "1, 2 or 3"
+
+
+def test_a_radiograph_alone_may_be_predicted(tmp_path: Path) -> None:
+    from pydicom import dcmread
+
+    from medvol.geometry import Volume
+    from medvol.phantoms.dicom import write_dicom_series
+
+    (path,) = write_dicom_series(Volume(np.zeros((8, 9, 1), np.int16)), tmp_path)
+    dataset = dcmread(path)
+    del dataset.ImagePositionPatient
+    dataset.save_as(path)
+    assert len(open_study(str(path), require_label=False).cases) == 1
+
+
 def test_a_file_that_is_no_volume_is_refused_for_prediction_too(tmp_path: Path) -> None:
     touch(tmp_path, "README.md")
     with pytest.raises(MedvolError, match=r"README\.md: it cannot be read as a volume"):
@@ -496,6 +533,17 @@ def test_brain_tumour_folders_are_split_by_their_patients() -> None:
     for name in ("glioma", "meningioma", "pituitary"):
         assert abs(counts[name, "train"] - 98) <= 4
         assert abs(counts[name, "test"] - 21) <= 4
+
+
+@pytest.mark.realdata
+def test_brain_tumour_files_bring_label_and_patient_of_the_same_slices() -> None:
+    inside = open_study(real("figshare_brain_tumor_mat"))
+    folders = open_study(real("figshare_brain_tumor_jpg"))
+    assert (len(inside.cases), inside.task, inside.classes) == (31, "classification", folders.classes)
+    known = {case.case: (case.label, case.patient) for case in folders.cases}
+    shared = [case for case in inside.cases if case.case in known]
+    assert shared
+    assert all(known[case.case] == (case.label, case.patient) for case in shared)
 
 
 @pytest.mark.realdata
