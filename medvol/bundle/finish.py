@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from torch import nn
 
 from medvol.bundle.session import Session
+from medvol.data.covariates import items_with_covariates
 from medvol.data.facts import Facts
 from medvol.data.table import Study, content_hash, items
 from medvol.errors import MedvolError
@@ -32,6 +34,7 @@ from medvol.metrics.calibration import fit_temperature
 from medvol.report import pictures
 from medvol.report.classification import EvaluatedSplit, can_draw, write_evaluation, write_predictions
 from medvol.report.run_record import write_run_record
+from medvol.training.baselines import covariate_baselines
 from medvol.training.checkpoint import count_parameters
 from medvol.training.handlers import TrainingHistory, write_history
 
@@ -100,13 +103,37 @@ def finish_training(
 
 
 def finish_evaluation(
-    session: Session, collected: CollectPredictions, study: Study, record: ModelRecord, split: str
+    session: Session,
+    collected: CollectPredictions,
+    study: Study,
+    record: ModelRecord,
+    split: str,
+    others: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> None:
-    """Write metrics, predictions and pictures of the evaluated split, and run.json."""
+    """Write metrics, predictions and pictures of the evaluated split, and run.json.
+
+    Args:
+        session: From `begin`.
+        collected: Predictions of the split.
+        study: What it is a split of.
+        record: Of the model.
+        split: `val` or `test`.
+        others: Class probabilities of other models for the same cases, by name.
+    """
     train_labels = tuple(int(item["label"]) for item in items(study, "train"))
-    evaluated = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels)
+    evaluated = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels, others or {})
     files = write_evaluation(session.output_dir, collected.result(), evaluated)
     write_run(session, "evaluate", {"weights_sha256": record.weights_sha256, "training": record.training}, files)
+
+
+def baselines_on_covariates(
+    study: Study, record: ModelRecord, collected: CollectPredictions
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the class probabilities of the classical models for the cases that were evaluated, in their order."""
+    of_case = {item["case"]: item for item in items_with_covariates(study)}
+    evaluated = [of_case[case] for case in collected.result().cases]
+    train = items_with_covariates(study, "train")
+    return covariate_baselines(record.facts.columns, train, evaluated, record.facts.num_classes)
 
 
 def finish_inference(

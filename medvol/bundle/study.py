@@ -10,7 +10,7 @@ from typing import Any
 
 from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits, fold_splits
-from medvol.data.table import Study, items, require_images, require_task, write_table
+from medvol.data.table import Study, items, require_features, require_images, require_task, write_table
 from medvol.errors import MedvolError
 from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
@@ -53,6 +53,61 @@ def classification_study(
     require_task(study, "classification")
     require_images(study)
     return _recorded(assign_splits(study, fractions=tuple(fractions), seed=split_seed), output_dir)
+
+
+def tabular_study(
+    dataset_dir: str,
+    output_dir: str | Path,
+    *,
+    split_seed: int = 42,
+    fractions: Sequence[float] = (0.64, 0.16, 0.2),
+    label_column: str = "label",
+    patient_column: str = "patient",
+    classes: Sequence[str] = (),
+) -> Study:
+    """Return a labelled, split classification study of table rows and write its table to `output_dir/cases.csv`.
+
+    Args:
+        dataset_dir: A table that `open_study` reads. Empty: a synthetic one is made in `output_dir`.
+        output_dir: Where the table, and the cohort if one is made, are written.
+        split_seed: Seed of the split, where the source brings none.
+        fractions: Shares of train, val and test.
+        label_column: Column that holds the class; without a column `label` it is the last one.
+        patient_column: Column that groups rows for the split; '' for none.
+        classes: Class names in their order, the positive one of two last; empty: read off the labels, sorted.
+
+    Raises:
+        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind.
+    """
+    if dataset_dir:
+        study = open_study(
+            str(dataset_dir), label_column=label_column, patient_column=patient_column, classes=tuple(classes)
+        )
+    else:
+        study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, "csv"), classes=COHORT_CLASSES)
+    require_task(study, "classification")
+    require_features(study)
+    return _recorded(assign_splits(study, fractions=tuple(fractions), seed=split_seed), output_dir)
+
+
+def rows_to_predict(dataset_dir: str, output_dir: str | Path, *, patient_column: str = "patient") -> Study:
+    """Return the rows of a table to predict; a column of labels is not looked at.
+
+    Args:
+        dataset_dir: A table that `open_study` reads. Empty: some rows of the synthetic cohort.
+        output_dir: Where the cohort is made if there is no source.
+        patient_column: Column of the patient, which is named beside the prediction; '' for none.
+
+    Raises:
+        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for one without columns to learn from.
+    """
+    if dataset_dir:
+        study = open_study(str(dataset_dir), task="unlabelled", patient_column=patient_column, require_label=False)
+    else:
+        study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, "csv"), task="unlabelled")
+        study = replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
+    require_features(study)
+    return study
 
 
 def segmentation_study(
@@ -149,6 +204,6 @@ def describe(study: Study) -> str:
     return f"Study: {', '.join(parts)}{classes}"
 
 
-def _synthetic_cohort(folder: Path) -> str:
+def _synthetic_cohort(folder: Path, layout: str = "nifti") -> str:
     logger.info("No --dataset_dir: using a synthetic cohort, vessels with and without an aneurysm, in %s", folder)
-    return str(classification_cohort(folder))
+    return str(classification_cohort(folder, layout=layout))

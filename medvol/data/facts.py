@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from medvol.data.column_facts import ColumnFacts
 from medvol.data.study import Case, Study
 from medvol.errors import MedvolError, require_choice
 from medvol.geometry import Volume
@@ -34,7 +35,7 @@ class Facts:
     Args:
         classes: Class names in the order of the labels.
         channels: Names of the images that are stacked as channels.
-        spatial_size: Voxels along x, y, z that the network is given.
+        spatial_size: Voxels along x, y, z (pixels along x, y) that the network is given; () without an image.
         spacing_mm: Millimetres per voxel along x, y, z after resampling; None in voxel space.
         intensity: `scaled` (limits to 0..1), `ct` (HU window to 0..1) or `mr` (robust z-score per volume).
         limits: Lowest and highest grey value that `scaled` and `ct` map to 0 and 1; None for `mr`.
@@ -42,11 +43,12 @@ class Facts:
         laterality_matters: Whether mirroring left and right could change the label.
         label_values: Segmentation: the mask value of each class, background first; () for classification.
         mirror_pairs: Segmentation: pairs of classes that are each other's mirror image, as left and right kidney.
+        columns: Covariates that the network is given, in the order of its input.
     """
 
     classes: tuple[str, ...]
     channels: tuple[str, ...]
-    spatial_size: tuple[int, int, int]
+    spatial_size: tuple[int, ...]
     spacing_mm: tuple[float, float, float] | None
     intensity: str
     limits: tuple[float, float] | None
@@ -54,6 +56,12 @@ class Facts:
     laterality_matters: bool
     label_values: tuple[int, ...] = ()
     mirror_pairs: tuple[tuple[int, int], ...] = ()
+    columns: tuple[ColumnFacts, ...] = ()
+
+    @property
+    def in_features(self) -> int:
+        """Numbers that the covariates of a case become."""
+        return sum(len(column.features) for column in self.columns)
 
     @property
     def in_channels(self) -> int:
@@ -73,7 +81,7 @@ class Facts:
     @property
     def extent_mm(self) -> tuple[float, ...]:
         """Field of view along x, y, z: millimetres, or voxels where there is no geometry."""
-        steps = self.spacing_mm or (1.0, 1.0, 1.0)
+        steps = self.spacing_mm or (1.0,) * len(self.spatial_size)
         return tuple(size * step for size, step in zip(self.spatial_size, steps, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,7 +91,8 @@ class Facts:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Facts:
         """Return the facts that `as_dict` wrote."""
-        return cls(**{name: _frozen(value) for name, value in values.items()})
+        columns = tuple(ColumnFacts.from_dict(column) for column in values.get("columns", ()))
+        return cls(**{**{name: _frozen(value) for name, value in values.items()}, "columns": columns})
 
 
 def _frozen(value: Any) -> Any:

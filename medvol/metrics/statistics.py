@@ -90,7 +90,7 @@ def bootstrap_intervals(
         MedvolError: BAD_PREDICTIONS for malformed input, BAD_ARGUMENT for a level outside (0, 1) or no resamples.
     """
     truth, scores = check_predictions(labels, probabilities)
-    weights = _resampled(groups, len(truth), resamples, seed)
+    weights = resampled_weights(groups, len(truth), resamples, seed)
     once = np.ones((1, len(truth)))
 
     def custom(drawn: Floats, functions: Mapping[str, Metric]) -> dict[str, Floats]:
@@ -101,7 +101,7 @@ def bootstrap_intervals(
         return weighted_metrics(truth, scores, drawn)
 
     measure = standard if metric_fns is None else lambda drawn: custom(drawn, metric_fns)
-    return _intervals(measure(once), (measure(drawn) for drawn in weights), groups, level)
+    return percentile_intervals(measure(once), (measure(drawn) for drawn in weights), groups, level)
 
 
 def bootstrap_means(
@@ -137,8 +137,8 @@ def bootstrap_means(
                 means[name] = drawn @ np.where(known, column, 0.0) / (drawn @ known.astype(np.float64))
         return means
 
-    weights = _resampled(groups, len(groups), resamples, seed)
-    return _intervals(measure(np.ones((1, len(groups)))), (measure(drawn) for drawn in weights), groups, level)
+    weights, once = resampled_weights(groups, len(groups), resamples, seed), np.ones((1, len(groups)))
+    return percentile_intervals(measure(once), (measure(drawn) for drawn in weights), groups, level)
 
 
 def majority_baseline(
@@ -229,7 +229,7 @@ def mcnemar_test(labels: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> P
     return PairedAccuracy(only_a, only_b, float(binomtest(only_a, differing, 0.5).pvalue) if differing else 1.0)
 
 
-def _resampled(
+def resampled_weights(
     groups: Sequence[Hashable] | npt.NDArray[Any], cases: int, resamples: int, seed: int
 ) -> Iterator[Floats]:
     """Yield weights, shape (some resamples, cases): how often each case is in the resample."""
@@ -254,12 +254,13 @@ def _resampled(
     return chunks()
 
 
-def _intervals(
+def percentile_intervals(
     value_of: dict[str, Floats],
     resampled: Iterator[dict[str, Floats]],
     groups: Sequence[Hashable] | npt.NDArray[Any],
     level: float,
 ) -> Intervals:
+    """Return each value, shape (1,), with the percentiles of its resamples, chunk after chunk of shape (resamples,)."""
     if not 0.0 < level < 1.0:
         raise MedvolError("BAD_ARGUMENT", found=f"level={level}", expected="between 0 and 1, e.g. 0.95")
     parts = list(resampled)

@@ -7,21 +7,26 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medvol.errors import MedvolError
 from medvol.inference.collect import Predictions
 from medvol.io.atomic import write_text
 from medvol.metrics.json_ready import json_ready
+from medvol.metrics.paired import paired_differences
 from medvol.metrics.statistics import bootstrap_intervals, majority_baseline
 from medvol.report import pictures
 
 logger = logging.getLogger(__name__)
+
+COMPARED = ("auc", "accuracy")
+"""Metrics of other models that the logged table shows; metrics.json has all."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class EvaluatedSplit:
         split: `val` or `test`.
         classes: Class names in the order of the labels.
         train_labels: Class indices of the training cases; the baseline predicts their most frequent one.
+        others: Class probabilities of other models for the same cases, (n, classes), by the models' names.
     """
 
     bundle: str
     split: str
     classes: tuple[str, ...]
     train_labels: tuple[int, ...]
+    others: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 def write_predictions(
@@ -73,6 +80,8 @@ def write_predictions(
 def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *, seed: int = 0) -> dict[str, Any]:
     """Return the content of metrics.json: every metric with its 95 % interval, patients resampled.
 
+    Other models stand under `comparisons`, each with its metrics and with `difference`: the network's value minus its.
+
     Raises:
         MedvolError: `NO_LABEL` when the cases have none.
     """
@@ -81,17 +90,26 @@ def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *,
             "NO_LABEL", found="cases without labels", expected="a label for each", fix="run inference.json"
         )
     train_labels = np.asarray(evaluated.train_labels, dtype=np.int64)
+    labels, probabilities, patients = predictions.labels, predictions.probabilities, predictions.patients
+    comparisons = {
+        name: {
+            "metrics": bootstrap_intervals(labels, other, patients, seed=seed),
+            "difference": paired_differences(labels, probabilities, other, patients, seed=seed),
+        }
+        for name, other in evaluated.others.items()
+    }
     return {
         "bundle": evaluated.bundle,
         "split": evaluated.split,
         "n_cases": len(predictions.cases),
         "n_patients": len(set(predictions.patients)),
         "classes": list(evaluated.classes),
-        "metrics": bootstrap_intervals(predictions.labels, predictions.probabilities, predictions.patients, seed=seed),
+        "metrics": bootstrap_intervals(labels, probabilities, patients, seed=seed),
         "baseline": {
             "name": "prevalence of the training split",
-            "metrics": majority_baseline(train_labels, predictions.labels, evaluated.classes, predictions.patients),
+            "metrics": majority_baseline(train_labels, labels, evaluated.classes, patients),
         },
+        **({"comparisons": comparisons} if comparisons else {}),
     }
 
 
@@ -139,4 +157,21 @@ def metrics_table(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  {name:<20}{entry['value']:>7.3f}   {f'{low:.3f} to {high:.3f}':<16}{baseline[name]['value']:>9.3f}"
         )
+    return lines + _comparison_lines(result.get("comparisons", {}))
+
+
+def _comparison_lines(comparisons: Mapping[str, Any]) -> list[str]:
+    """Return a line for each other model and metric: its value, and how much more the network has."""
+    if not comparisons:
+        return []
+    width = max(map(len, comparisons))
+    lines = [f"  {'other models':<{width}}  {'metric':<10}{'value and 95 % interval':<25}network minus it"]
+    for name, compared in comparisons.items():
+        for metric in COMPARED:
+            entry, difference = compared["metrics"][metric], compared["difference"][metric]
+            value = f"{entry['value']:.3f} ({entry['ci95'][0]:.3f} to {entry['ci95'][1]:.3f})"
+            low, high = difference["ci95"]
+            lines.append(
+                f"  {name:<{width}}  {metric:<10}{value:<25}{difference['value']:+.3f} ({low:+.3f} to {high:+.3f})"
+            )
     return lines

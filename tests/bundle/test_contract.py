@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
+from medvol.data.facts import Facts
+
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
 SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
@@ -125,7 +127,8 @@ def test_the_shipped_facts_are_those_of_the_metadata(bundle):
     formats = config(bundle, "metadata")["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
     assert image["spatial_shape"] == shipped["spatial_size"]
-    assert image["num_channels"] == len(shipped["channels"])
+    facts = Facts.from_dict(shipped)
+    assert image["num_channels"] == (facts.in_channels or facts.in_features)
     assert list(pred["channel_def"].values()) == shipped["classes"]
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def test_metrics_json_has_a_value_and_an_interval_for_every_metric_beside_the_ba
         assert low <= entry["value"] <= high
     assert result["baseline"]["metrics"]["accuracy"]["value"] == 0.5
     assert result["baseline"]["metrics"]["auc"]["value"] == 0.5
+
+
+def test_other_models_stand_beside_the_network_with_the_paired_difference(tmp_path, caplog):
+    caplog.set_level("INFO")
+    found = predictions()
+    other = found.probabilities[:, ::-1]
+    write_evaluation(tmp_path, found, replace(evaluated(), others={"upside down": other}))
+    compared = json.loads((tmp_path / "metrics.json").read_text())["comparisons"]["upside down"]
+    area = roc_auc_score(found.labels, found.probabilities[:, 1])
+    assert compared["metrics"]["auc"]["value"] == pytest.approx(1 - area)
+    assert compared["difference"]["auc"]["value"] == pytest.approx(2 * area - 1)
+    assert f"{2 * area - 1:+.3f} (" in caplog.text
 
 
 def test_predictions_csv_has_a_row_per_case_and_the_refusals(tmp_path):
