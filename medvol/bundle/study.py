@@ -10,7 +10,7 @@ from typing import Any
 
 from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits, fold_splits
-from medvol.data.table import Study, items, require_features, require_images, require_task, write_table
+from medvol.data.table import Study, Task, items, require_features, require_images, require_task, write_table
 from medvol.errors import MedvolError
 from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
@@ -160,6 +160,8 @@ def segmentation_study(
 def cases_to_predict(dataset_dir: str, output_dir: str | Path, *, task: str = "classification") -> Study:
     """Return the cases to predict: a table, a folder, a DICOM tree or one file; labels are not needed.
 
+    Class labels that are there are not looked at: their order would be the table's, not the model's.
+
     Args:
         dataset_dir: Any source that `open_study` reads. Empty: some cases of the synthetic cohort.
         output_dir: Where the cohort is made if there is no source.
@@ -168,13 +170,14 @@ def cases_to_predict(dataset_dir: str, output_dir: str | Path, *, task: str = "c
     Raises:
         MedvolError: Whatever is wrong with the source.
     """
+    read_as: Task | None = "unlabelled" if task == "classification" else None
     if dataset_dir:
-        study = open_study(str(dataset_dir), require_label=False)
+        study = open_study(str(dataset_dir), require_label=False, task=read_as)
         require_images(study)
         return study
     folder = Path(output_dir) / COHORT_FOLDER
     made = str(segmentation_cohort(folder)) if task == "segmentation" else _synthetic_cohort(folder)
-    study = open_study(made)
+    study = open_study(made, task=read_as)
     return replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
 
 
