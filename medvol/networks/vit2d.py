@@ -57,14 +57,24 @@ def vit2d(
         num_outputs: Logits per image.
         spatial_size: Pixels along each axis, multiples of the patch; every image must have exactly this size.
         preset: `base` (86 million parameters), `tiny` (5.5 million) or `compact` (0.6 million, convolutional stem).
-        patch_size: Edge of a patch; by default 16, and 4 for `compact`, which wants 8 from about 64 pixels on.
+        patch_size: Edge of a patch; by default 16, and for `compact` 4, doubled until a side has at most 12.
         dropout: Probability in all places; by default that of the preset.
 
     Raises:
         MedvolError: `INPUT_SIZE` with the multiple, or `UNKNOWN_OPTION` with the nearest name.
     """
+    if patch_size is None and preset == "compact":
+        patch_size = _patch_of(max(spatial_size))
     layout = preset_layout(PRESETS, preset, patch_size=patch_size, dropout=dropout)
     return VisionTransformer(f"vit2d ({preset})", in_channels, num_outputs, spatial_size, layout)
+
+
+def _patch_of(side: int) -> int:
+    """Return 4, doubled until a side has at most 12 patches: attention grows with the fourth power of their number."""
+    patch = PRESETS["compact"].patch_size
+    while side > 12 * patch:
+        patch *= 2
+    return patch
 
 
 def load_timm_vit(network: VisionTransformer, weights: str | Path | Mapping[str, Any]) -> LoadedWeights:

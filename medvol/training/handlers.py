@@ -198,7 +198,7 @@ class StopEarly:
 
 @final
 class TrainingHistory:
-    """Record the loss of every epoch and the validation metrics, and show both in a progress bar.
+    """Record the loss of every epoch and the metrics of trainer and validator, and show both in a progress bar.
 
     Args:
         optimizer: Its learning rate is recorded.
@@ -255,11 +255,12 @@ class TrainingHistory:
         """Close an epoch."""
         loss = sum(self._losses) / max(1, len(self._losses))
         self._losses.clear()
+        # With validation every n-th epoch the metrics in between are those of an earlier one.
+        validated = self.validator.state.metrics if self.validator.state.epoch == engine.state.epoch else {}
         metrics = {
             name: float(value)
-            for name, value in self.validator.state.metrics.items()
-            # With validation every n-th epoch the metrics in between are those of an earlier one.
-            if isinstance(value, (int, float)) and self.validator.state.epoch == engine.state.epoch
+            for name, value in (*engine.state.metrics.items(), *validated.items())
+            if isinstance(value, (int, float))
         }
         rate = self.optimizer.param_groups[0]["lr"]
         self.rows.append({"epoch": engine.state.epoch, "train_loss": loss, "learning_rate": rate, **metrics})
