@@ -9,9 +9,14 @@ from pathlib import Path
 
 from medvol.bundle.finish import finish_inference
 from medvol.bundle.session import Session
-from medvol.bundle.study import COHORT_CASES_PREDICTED, COHORT_CLASSES, COHORT_FOLDER, classification_study
-from medvol.data.sources import open_study
-from medvol.data.table import Study, require_images
+from medvol.bundle.study import (
+    COHORT_CASES_PREDICTED,
+    COHORT_CLASSES,
+    COHORT_FOLDER,
+    cases_to_predict,
+    classification_study,
+)
+from medvol.data.table import Study
 from medvol.inference.collect import CollectPredictions
 from medvol.inference.record import ModelRecord
 from medvol.inference.volumes import VolumesToPredict
@@ -57,27 +62,20 @@ def image_study(
     )
 
 
-def images_to_predict(dataset_dir: str, output_dir: str | Path, classes: Sequence[str]) -> Study:
-    """Return the images to predict: a table, a folder or one file; labels are not needed.
-
-    Labels that are there are kept beside the predictions where all of them are classes of the model.
+def images_to_predict(dataset_dir: str, output_dir: str | Path) -> Study:
+    """Return the images to predict: a table, a folder or one file; labels are neither needed nor looked at.
 
     Args:
         dataset_dir: Any source that `open_study` reads. Empty: some cases of the synthetic cohort.
         output_dir: Where the cohort is made if there is no source.
-        classes: Of the model.
 
     Raises:
         MedvolError: Whatever is wrong with the source.
     """
-    study = open_study(str(dataset_dir) or _synthetic_cohort(output_dir), require_label=False)
-    require_images(study)
-    if not dataset_dir:
-        study = replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
-    if study.task == "classification" and set(study.classes) <= set(classes):
-        return replace(study, classes=tuple(classes))
-    cases = tuple(replace(case, label=None) for case in study.cases)
-    return replace(study, cases=cases, task="unlabelled", classes=())
+    if dataset_dir:
+        return cases_to_predict(dataset_dir, output_dir)
+    study = cases_to_predict(_synthetic_cohort(output_dir), output_dir)
+    return replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
 
 
 def finish_ranked_inference(
