@@ -19,7 +19,7 @@ from medvol.data.covariates import items_with_covariates
 from medvol.data.facts import Facts
 from medvol.data.table import Study, content_hash, items
 from medvol.errors import MedvolError
-from medvol.inference.collect import CollectPredictions
+from medvol.inference.collect import CollectPredictions, Predictions
 from medvol.inference.record import (
     RECORD_FILE,
     WEIGHTS_FILE,
@@ -104,25 +104,28 @@ def finish_training(
 
 def finish_evaluation(
     session: Session,
-    collected: CollectPredictions,
+    collected: CollectPredictions | Predictions,
     study: Study,
     record: ModelRecord,
     split: str,
     others: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    blind: Sequence[str] = (),
 ) -> None:
     """Write metrics, predictions and pictures of the evaluated split, and run.json.
 
     Args:
         session: From `begin`.
-        collected: Predictions of the split.
+        collected: Predictions of the split, or what collected them.
         study: What it is a split of.
         record: Of the model.
         split: `val` or `test`.
         others: Class probabilities of other models for the same cases, by name.
+        blind: Names of the other models that see no image, so that what the image adds is stated.
     """
     train_labels = tuple(int(item["label"]) for item in items(study, "train"))
-    evaluated = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels, others or {})
-    files = write_evaluation(session.output_dir, collected.result(), evaluated)
+    evaluated = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels, others or {}, tuple(blind))
+    predictions = collected.result() if isinstance(collected, CollectPredictions) else collected
+    files = write_evaluation(session.output_dir, predictions, evaluated)
     write_run(session, "evaluate", {"weights_sha256": record.weights_sha256, "training": record.training}, files)
 
 

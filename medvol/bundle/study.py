@@ -110,6 +110,44 @@ def rows_to_predict(dataset_dir: str, output_dir: str | Path, *, patient_column:
     return study
 
 
+def fusion_study(
+    dataset_dir: str,
+    output_dir: str | Path,
+    *,
+    split_seed: int = 0,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    label_column: str = "label",
+    classes: Sequence[str] = (),
+) -> Study:
+    """Return a labelled, split classification study of images with covariates; single cases may lack their image.
+
+    Args:
+        dataset_dir: A case table with images and further columns. Empty: a synthetic cohort with age and sex is made
+            in `output_dir`.
+        output_dir: Where the table, and the cohort if one is made, are written.
+        split_seed: Seed of the split, where the source brings none.
+        fractions: Shares of train, val and test.
+        label_column: Column that holds the class.
+        classes: Class names in their order, the positive one of two last; empty: read off the labels, sorted.
+
+    Raises:
+        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind, or one without images
+            or without covariates.
+    """
+    if dataset_dir:
+        study = open_study(str(dataset_dir), label_column=label_column, classes=tuple(classes), require_image=False)
+    else:
+        study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER), classes=COHORT_CLASSES)
+    require_task(study, "classification")
+    require_features(study)
+    study = assign_splits(study, fractions=tuple(fractions), seed=split_seed)
+    require_images(replace(study, cases=tuple(case for case in study.cases if case.image) or study.cases[:1]))
+    without = sum(not case.image for case in study.cases)
+    if without:
+        logger.info("%d of %d cases have no image", without, len(study.cases))
+    return _recorded(study, output_dir)
+
+
 def segmentation_study(
     dataset_dir: str,
     output_dir: str | Path,
@@ -157,7 +195,9 @@ def segmentation_study(
     return _recorded(study, output_dir)
 
 
-def cases_to_predict(dataset_dir: str, output_dir: str | Path, *, task: str = "classification") -> Study:
+def cases_to_predict(
+    dataset_dir: str, output_dir: str | Path, *, task: str = "classification", require_image: bool = True
+) -> Study:
     """Return the cases to predict: a table, a folder, a DICOM tree or one file; labels are not needed.
 
     Class labels that are there are not looked at: their order would be the table's, not the model's.
@@ -166,14 +206,16 @@ def cases_to_predict(dataset_dir: str, output_dir: str | Path, *, task: str = "c
         dataset_dir: Any source that `open_study` reads. Empty: some cases of the synthetic cohort.
         output_dir: Where the cohort is made if there is no source.
         task: Which cohort.
+        require_image: Whether a row of a table must name an image.
 
     Raises:
         MedvolError: Whatever is wrong with the source.
     """
     read_as: Task | None = "unlabelled" if task == "classification" else None
     if dataset_dir:
-        study = open_study(str(dataset_dir), require_label=False, task=read_as)
-        require_images(study)
+        study = open_study(str(dataset_dir), require_label=False, task=read_as, require_image=require_image)
+        if require_image:
+            require_images(study)
         return study
     folder = Path(output_dir) / COHORT_FOLDER
     made = str(segmentation_cohort(folder)) if task == "segmentation" else _synthetic_cohort(folder)

@@ -54,7 +54,11 @@ def build_study(draft: Draft, options: Options) -> Study:
         source=draft.source,
         notes=(*draft.notes, *dropped, *spelt, *labels.notes, *_patient_note(draft.rows)),
     )
-    check_study(study, require_label=options.require_label and options.task != "unlabelled")
+    check_study(
+        study,
+        require_label=options.require_label and options.task != "unlabelled",
+        require_image=options.require_image,
+    )
     return replace(study, notes=(*study.notes, *class_gaps(study)))
 
 

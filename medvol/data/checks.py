@@ -21,8 +21,13 @@ _BAD_NAME = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]|^\.|^\s|[\s.]$|^$')
 _LONGEST_NAME = 180  # bytes; file systems allow 255, and endings and folders are added
 
 
-def check_study(study: Study, *, require_label: bool = True) -> None:
+def check_study(study: Study, *, require_label: bool = True, require_image: bool = True) -> None:
     """Raise at the first thing that would make results from this study wrong.
+
+    Args:
+        study: What was read.
+        require_label: Whether every case must have a label.
+        require_image: Whether a case may not lack the images that others have.
 
     Raises:
         MedvolError: `EMPTY_DATASET`, `BAD_CASE_NAME`, `DUPLICATE_CASE`, `CHANNEL_MISMATCH`, `NO_LABEL`, `BAD_LABEL`,
@@ -33,7 +38,7 @@ def check_study(study: Study, *, require_label: bool = True) -> None:
             "EMPTY_DATASET", file=study.source, found="no case", expected="at least one", fix="check the source"
         )
     check_names(study)
-    _check_channels(study)
+    _check_channels(study, require_image)
     if require_label:
         check_labels_present(study)
     _check_labels(study, require_label)
@@ -134,16 +139,17 @@ def _check_leak(
     )
 
 
-def _check_channels(study: Study) -> None:
-    expected = len(study.cases[0].image)
+def _check_channels(study: Study, require_image: bool) -> None:
+    first = next((case for case in study.cases if case.image or require_image), study.cases[0])
+    expected = len(first.image)
     for case in study.cases:
-        if len(case.image) != expected:
+        if len(case.image) != expected and (case.image or require_image):
             raise MedvolError(
                 "CHANNEL_MISMATCH",
                 case=case.case,
                 file=study.source,
                 found=f"{len(case.image)} images",
-                expected=f"{expected}, as in case {study.cases[0].case}",
+                expected=f"{expected}, as in case {first.case}",
                 fix="give every case the same images",
             )
 

@@ -117,15 +117,24 @@ def items_with_covariates(study: Study, split: str | None = None) -> list[dict[s
     return [{**item, "covariates": dict(of_case[item["case"]])} for item in items(study, split)]
 
 
-def check_columns(study: Study, columns: Sequence[ColumnFacts]) -> None:
+def check_columns(study: Study, columns: Sequence[ColumnFacts], *, may_lack_all: bool = False) -> None:
     """Compare a table with what a model was trained on, by name; say which columns are not looked at.
+
+    Args:
+        study: Table to work on.
+        columns: Of the model.
+        may_lack_all: Whether the model can do without any of them; then a table that has none of them, or a folder of
+            images, is warned of. One that has some and lacks others is refused all the same.
 
     Raises:
         MedvolError: `MISSING_COLUMN` with the nearest name.
     """
     names = dict.fromkeys(name for case in study.cases for name in case.covariates)
-    require_columns(columns, names, file=study.source)
     known = {column.name for column in columns}
+    if may_lack_all and not known & set(names):
+        logger.warning("None of the model's covariates is there: predicted from the images alone")
+    else:
+        require_columns(columns, names, file=study.source)
     further = [name for name in names if name not in known]
     if further:
         shown = ", ".join(further[:8]) + (" ..." if len(further) > 8 else "")

@@ -134,7 +134,7 @@ def fit_facts(
     require_choice("intensity", intensity, INTENSITY_SCHEMES)
     sampled = [
         measured(case.case, read_3d(case.case, reference, channels=len(case.image) < len(study.channels)))
-        for case in spread(training_cases(study))
+        for case in spread([case for case in training_cases(study) if case.image])
         for reference in case.image
     ]
     has_geometry = require_one_kind(sampled)

@@ -32,11 +32,16 @@ class EpochShuffle(Sampler[int]):
 def collate_cases(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return a batch: `image` (n, channel, x, y, z) float32, `label` (n,) or masks (n, 1, x, y, z), names as lists.
 
+    Where items have them: `covariates` (n, features) and `has_image` (n,).
+
     Metadata stays behind: a network does not need it, and collating it costs more than collating the voxels.
     """
     batch: dict[str, Any] = {"image": _stacked([item["image"] for item in items])}
     for key in ("case", "patient"):
         batch[key] = [str(item.get(key, "")) for item in items]
+    for key in ("covariates", "has_image"):
+        if all(key in item for item in items):
+            batch[key] = torch.stack([item[key] for item in items])
     if all(item.get("label") is not None for item in items):
         labels = [item["label"] for item in items]
         batch["label"] = _stacked(labels) if isinstance(labels[0], torch.Tensor) else torch.as_tensor(labels)

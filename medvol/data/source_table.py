@@ -104,7 +104,7 @@ def draft_of_table(table: Table, options: Options, facts: dict[str, Any], *, kin
     cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     rows = tuple(
         Row(
-            image=tuple(_image(cell[name], folder, where, table) for name in images),
+            image=_images([cell[name] for name in images], folder, where, table, options),
             label=cell[label] if label else None,
             case=_text(cell[case]) if case else None,
             patient=_text(cell[patient]) if patient else None,
@@ -201,8 +201,11 @@ def _channel(column: str) -> str:
     return column.partition(":")[2] or "image"
 
 
-def _image(cell: Label, folder: str, where: str, table: Table) -> str:
-    if is_missing(cell):
+def _images(cells: list[Label], folder: str, where: str, table: Table, options: Options) -> tuple[str, ...]:
+    missing = [is_missing(cell) for cell in cells]
+    if all(missing) and not options.require_image:
+        return ()
+    if any(missing):
         raise MedvolError(
             "MISSING_FILE",
             file=table.file,
@@ -210,7 +213,7 @@ def _image(cell: Label, folder: str, where: str, table: Table) -> str:
             expected="a path",
             fix="fill or remove the row",
         )
-    return resolve(str(cell), folder)
+    return tuple(resolve(str(cell), folder) for cell in cells)
 
 
 def _text(cell: Label) -> str | None:

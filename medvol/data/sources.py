@@ -54,6 +54,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
     classes: Sequence[str] = (),
     laterality_matters: bool | None = None,
     require_label: bool = True,
+    require_image: bool = True,
 ) -> Study:
     """Read a study from whatever holds it and check it at the border.
 
@@ -67,6 +68,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         classes: Class names in index order, when the order or the set must be that of a trained model.
         laterality_matters: Whether mirroring could change the label; None for what the source says, else True.
         require_label: Refuse cases without a label, and sources without labels.
+        require_image: Refuse rows of a table whose image cell is empty; else such cases have no image.
 
     Raises:
         MedvolError: `NOT_FOUND`, `EMPTY_DATASET`, `AMBIGUOUS_SOURCE`, `BAD_TABLE`, `MISSING_COLUMN`, `NO_LABEL`,
@@ -85,6 +87,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         classes=tuple(classes),
         laterality_matters=laterality_matters,
         require_label=require_label,
+        require_image=require_image,
     )
     path = require_path(source)
     draft = _read_folder(path, options) if path.is_dir() else _read_file(path, options)

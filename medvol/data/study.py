@@ -128,3 +128,4 @@ class Options:
     classes: tuple[str, ...] = ()
     laterality_matters: bool | None = None
     require_label: bool = True
+    require_image: bool = True

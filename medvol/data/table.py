@@ -132,7 +132,7 @@ def write_table(study: Study, path: str | Path) -> None:
     names = list(dict.fromkeys(name for case in study.cases for name in case.covariates))
     columns = [f"covariate_{name}" if _is_reserved(name) else name for name in names]
     # A 4-D file per case holds all channels of the study; it is one column.
-    count = len(study.cases[0].image) if study.cases else 0
+    count = max((len(case.image) for case in study.cases), default=0)
     channels = study.channels if len(study.channels) == count else tuple(str(index) for index in range(count))
     images = ["image"] if count == 1 and channels in (("image",), ("0",)) else [f"image:{name}" for name in channels]
     text = io.StringIO(newline="")
@@ -145,7 +145,7 @@ def write_table(study: Study, path: str | Path) -> None:
         cells = [
             case.case,
             case.patient,
-            *(_relative(one, path.parent) for one in case.image),
+            *([_relative(one, path.parent) for one in case.image] or [""] * count),
             _cell(label),
             case.split or "",
         ]

@@ -39,6 +39,7 @@ class EvaluatedSplit:
         classes: Class names in the order of the labels.
         train_labels: Class indices of the training cases; the baseline predicts their most frequent one.
         others: Class probabilities of other models for the same cases, (n, classes), by the models' names.
+        blind: Names of those among `others` that see no image.
     """
 
     bundle: str
@@ -46,6 +47,7 @@ class EvaluatedSplit:
     classes: tuple[str, ...]
     train_labels: tuple[int, ...]
     others: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    blind: tuple[str, ...] = ()
 
 
 def write_predictions(
@@ -110,6 +112,7 @@ def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *,
             "metrics": majority_baseline(train_labels, labels, evaluated.classes, patients),
         },
         **({"comparisons": comparisons} if comparisons else {}),
+        **({"image_value": image_value(comparisons, evaluated.blind)} if evaluated.blind else {}),
     }
 
 
@@ -157,7 +160,37 @@ def metrics_table(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  {name:<20}{entry['value']:>7.3f}   {f'{low:.3f} to {high:.3f}':<16}{baseline[name]['value']:>9.3f}"
         )
-    return lines + _comparison_lines(result.get("comparisons", {}))
+    lines += _comparison_lines(result.get("comparisons", {}))
+    return lines + ([result["image_value"]["sentence"]] if "image_value" in result else [])
+
+
+def image_value(comparisons: Mapping[str, Any], blind: Sequence[str]) -> dict[str, Any]:
+    """Return whether the image adds value: the AUC with it against the best model that sees the covariates alone.
+
+    The best is chosen on the very cases that are measured. That favours the covariates: what is claimed for the image
+    holds against each of those models.
+
+    Args:
+        comparisons: As in metrics.json; `difference` is the network's value minus the other model's.
+        blind: Names of the models that see no image; at least one.
+
+    Returns:
+        `than`, the name of that model; `auc_difference` with its interval; `sentence`.
+    """
+    than = max(blind, key=lambda name: comparisons[name]["metrics"]["auc"]["value"])
+    area, difference = comparisons[than]["metrics"]["auc"], comparisons[than]["difference"]["auc"]
+    low, high = difference["ci95"]
+    if low > 0:
+        verdict = "The image adds value over the covariates alone"
+    elif high < 0:
+        verdict = "The image makes it worse than the covariates alone"
+    else:
+        verdict = "The image is not shown to add value over the covariates alone"
+    sentence = (
+        f"{verdict}: AUC {area['value'] + difference['value']:.3f} with it, {area['value']:.3f} of {than} without, "
+        f"difference {difference['value']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, patients resampled)."
+    )
+    return {"than": than, "auc_difference": difference, "sentence": sentence}
 
 
 def _comparison_lines(comparisons: Mapping[str, Any]) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvol.data import Study, items, open_study
+from medvol.data import Study, items, open_study, write_table
 from medvol.data.labels import as_number, class_name, is_missing, sorted_classes
 from medvol.errors import MESSAGE_LIMIT, MedvolError
 
@@ -419,3 +420,29 @@ def test_no_odd_grid_of_cells_raises_anything_but_a_refusal(
     path = tmp_path_factory.mktemp("fuzz") / "cases.csv"
     path.write_text("\n".join(",".join(row) for row in grid))
     assert len(refusal_of(path)) <= MESSAGE_LIMIT
+
+
+def test_a_case_may_lack_its_image_where_that_is_asked_for(tmp_path: Path) -> None:
+    for name in ("a_t1", "a_t2", "c_t1", "c_t2"):
+        (tmp_path / f"{name}.npy").write_bytes(b"x")
+    table = tmp_path / "cases.csv"
+    rows = ["a,a_t1.npy,a_t2.npy,x,40", "b,,,y,50", "c,c_t1.npy,c_t2.npy,y,60"]
+    table.write_text("\n".join(["case,image:t1,image:t2,label,age", *rows]) + "\n")
+    with pytest.raises(MedvolError, match="MISSING_FILE.*line 3 names no image"):
+        open_study(str(table))
+    study = open_study(str(table), require_image=False)
+    assert [len(case.image) for case in study.cases] == [2, 0, 2]
+    assert study.cases[1].covariates == {"age": 50.0}
+    write_table(study, tmp_path / "again.csv")
+    assert open_study(str(tmp_path / "again.csv"), require_image=False).cases == study.cases
+    # The first case without an image must not make the table one of features.
+    turned = replace(study, cases=(study.cases[1], study.cases[0], study.cases[2]))
+    write_table(turned, tmp_path / "turned.csv")
+    assert open_study(str(tmp_path / "turned.csv"), require_image=False).cases == turned.cases
+
+
+def test_a_case_that_lacks_one_of_its_images_is_refused_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "v.npy").write_bytes(b"x")
+    (tmp_path / "cases.csv").write_text("image:t1,image:t2,label\nv.npy,v.npy,x\nv.npy,,y\n")
+    with pytest.raises(MedvolError, match="MISSING_FILE.*line 3 names no image"):
+        open_study(str(tmp_path / "cases.csv"), require_image=False)

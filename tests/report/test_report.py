@@ -13,7 +13,13 @@ from sklearn.metrics import roc_auc_score
 
 from medvol.errors import MedvolError
 from medvol.inference.collect import Predictions
-from medvol.report.classification import EvaluatedSplit, evaluate_predictions, write_evaluation, write_predictions
+from medvol.report.classification import (
+    EvaluatedSplit,
+    evaluate_predictions,
+    image_value,
+    write_evaluation,
+    write_predictions,
+)
 from medvol.report.pictures import draw_training
 from medvol.report.run_record import write_run_record
 
@@ -70,6 +76,27 @@ def test_other_models_stand_beside_the_network_with_the_paired_difference(tmp_pa
     assert compared["metrics"]["auc"]["value"] == pytest.approx(1 - area)
     assert compared["difference"]["auc"]["value"] == pytest.approx(2 * area - 1)
     assert f"{2 * area - 1:+.3f} (" in caplog.text
+
+
+def compared(auc, low, high):
+    entry = {"value": (low + high) / 2, "ci95": [low, high]}
+    return {"metrics": {"auc": {"value": auc}}, "difference": {"auc": entry}}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.02, 0.18, "The image adds value over the covariates alone: AUC 0.800 with it, 0.700 of a without"),
+        (-0.1, 0.3, "The image is not shown to add value"),
+        (-0.4, -0.2, "The image makes it worse"),
+    ],
+)
+def test_what_the_image_adds_is_said_against_the_best_model_that_does_not_see_it(low, high, verdict):
+    comparisons = {"a": compared(0.7, low, high), "b": compared(0.6, 0.5, 0.6), "sees all": compared(0.9, 0, 0)}
+    value = image_value(comparisons, ("a", "b"))
+    assert value["than"] == "a"
+    assert value["sentence"].startswith(verdict)
+    assert f"(95 % interval {low:+.3f} to {high:+.3f}, patients resampled)" in value["sentence"]
 
 
 def test_predictions_csv_has_a_row_per_case_and_the_refusals(tmp_path):
