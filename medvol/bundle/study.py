@@ -141,7 +141,9 @@ def fusion_study(
     require_task(study, "classification")
     require_features(study)
     study = assign_splits(study, fractions=tuple(fractions), seed=split_seed)
-    require_images(replace(study, cases=tuple(case for case in study.cases if case.image) or study.cases[:1]))
+    train = tuple(case for case in study.cases if case.split == "train")
+    if not any(case.image for case in train):  # single cases may lack theirs, not all that are learnt from
+        require_images(replace(study, cases=train))
     without = sum(not case.image for case in study.cases)
     if without:
         logger.info("%d of %d cases have no image", without, len(study.cases))

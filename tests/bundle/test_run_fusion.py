@@ -145,6 +145,7 @@ def test_a_table_that_lacks_one_of_the_covariates_is_refused(cohort, run_on):
     [
         (lambda row: {k: v for k, v in row.items() if k not in ("age", "sex")}, {}, "WRONG_KIND: .*without covariates"),
         (lambda row: row | {"image": ""}, {}, "WRONG_KIND: .*without images"),
+        (lambda row: row | ({"image": ""} if row["split"] == "train" else {}), {}, "WRONG_KIND: .*without images"),
         (
             lambda row: row | ({"age": "old"} if row["split"] == "train" and row["case"].endswith("_2") else {}),
             {},
