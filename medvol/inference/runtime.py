@@ -73,21 +73,25 @@ class Runtime:
 
 @final
 class RuntimeInferer(Inferer):
-    """MONAI inferer that runs the network as a `Runtime` says and returns float32 outputs.
+    """MONAI inferer that runs the network as a `Runtime` says.
 
     Args:
         runtime: Precision and layout; plain float32 when None.
         mirror_axes: Spatial axes (0 = x) along which volumes may be mirrored without changing the answer. Outputs are
-            averaged over all combinations of mirrored axes, 2 to the power of their number.
+            averaged over all combinations of mirrored axes.
+        as_float32: Whether outputs are turned to float32.
     """
 
-    def __init__(self, runtime: Runtime | None = None, mirror_axes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, runtime: Runtime | None = None, mirror_axes: Sequence[int] = (), *, as_float32: bool = True
+    ) -> None:
         super().__init__()
         self.runtime = runtime
         self.mirror_axes = tuple(mirror_axes)
+        self.as_float32 = as_float32
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return `network(inputs)`, float32, averaged over the mirror images; a list where the network returns one."""
+        """Return `network(inputs)` averaged over the mirror images; a list where the network returns one."""
         outputs = [
             self._run(inputs.flip([axis + 2 for axis in axes]) if axes else inputs, network, *args, **kwargs)
             for count in range(len(self.mirror_axes) + 1)
@@ -102,6 +106,8 @@ class RuntimeInferer(Inferer):
         half = getattr(torch, self.runtime.dtype if self.runtime.dtype != "float32" else "bfloat16")
         with torch.autocast(self.runtime.device_type, half, enabled=self.runtime.dtype != "float32"):
             outputs = network(laid_out, *args, **kwargs)
+        if not self.as_float32:
+            return outputs
         # With deep supervision a network in training mode returns one tensor per resolution.
         return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
 
@@ -243,13 +249,10 @@ def _durations(
         with torch.set_grad_enabled(training):
             outputs = inferer(batch, network)
             if training:
-                torch.stack([output.sum() for output in _tensors(outputs)]).sum().backward()
+                tensors = [outputs] if isinstance(outputs, Tensor) else outputs
+                torch.stack([output.sum() for output in tensors]).sum().backward()
         durations.append(time.perf_counter() - start)
     return durations[1:] or durations  # the first builds kernels and counts only where there is no other
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _remembered(

@@ -82,7 +82,7 @@ class SlidingWindow(Inferer):
         self.batch_size = batch_size
         self.skip_air = skip_air
         self.show_progress = show_progress
-        self._run = RuntimeInferer(runtime)
+        self._run = RuntimeInferer(runtime, as_float32=False)  # summed in float32, class by class
         self._mirrors = [
             [2 + axis for axis in axes]
             for count in range(len(mirror_axes) + 1)
@@ -194,12 +194,13 @@ class _Predictor:
 
     @torch.no_grad()
     def __call__(self, windows: Tensor) -> Tensor:
-        """Return the mean logits, float32, shape (n, classes, *window), on the windows' device."""
+        """Return the mean logits, (n, classes, *window), on the windows' device; those of one network in its type."""
         self.windows += len(windows)
         sent = windows if self.device is None else windows.to(self.device)
         mean, count = None, len(self.networks) * len(self.mirrors)
         for network, axes in product(self.networks, self.mirrors):
             logits = self._logits(sent.flip(axes), network).flip(axes) if axes else self._logits(sent, network)
+            logits = logits if count == 1 else logits.float()
             # Never in place: a network may return a tensor that it keeps, or its input.
             mean = logits if mean is None else mean + logits
         if mean is None:
@@ -216,4 +217,4 @@ class _Predictor:
                 expected="one value per class and voxel of the window",
                 fix="set the network to eval(), and patch_size to sides that it can halve as often as it does",
             )
-        return logits.as_tensor().float() if isinstance(logits, MetaTensor) else logits.float()
+        return logits.as_tensor() if isinstance(logits, MetaTensor) else logits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -104,9 +106,10 @@ class WindowSums:
     def add(self, start: Start, logits: Tensor) -> None:
         """Add a window's logits, shape (classes, *patch)."""
         if self._sums is None:
-            self._sums = logits.new_zeros(self._shape(len(logits)))
-        # Fused, so that no weighted copy of the logits is made.
-        self._window(self._sums, start).addcmul_(logits, self.importance)
+            self._sums = _zeros(self._shape(len(logits)), logits.device)
+        # Fused and class by class, so that neither a weighted nor a float32 copy of all logits is made.
+        for sums, values in zip(self._window(self._sums, start), logits, strict=True):
+            sums.addcmul_(values.float(), self.importance[0])
         self._window(self._weights, start).add_(self.importance)
 
     def finish(self, count: int) -> Slab:
@@ -156,6 +159,18 @@ def constant_values(window: Tensor) -> tuple[float, ...] | None:
         return None
     low, high = torch.aminmax(window.flatten(1), dim=1)
     return tuple(values.tolist()) if torch.equal(low, high) else None
+
+
+def _zeros(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return zeros, float32, which on a processor lie in pages of their own.
+
+    Within malloc's heap a long-lived buffer would land among what the network allocates and frees for each window, and
+    where freed memory is kept (`medvol.inference.memory`) the heap would grow around it.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device)
+    pages = mmap.mmap(-1, 4 * math.prod(shape))
+    return torch.frombuffer(pages, dtype=torch.float32).view(shape)
 
 
 def _triple(values: Iterable[int]) -> Start:
