@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
@@ -19,16 +20,21 @@ from medvol.networks.vit2d import load_timm_vit
 from medvol.networks.vit_blocks import HEAD as VIT_HEAD
 from medvol.networks.vit_blocks import VisionTransformer
 
+logger = logging.getLogger(__name__)
+
 HUB = "hub"
 
 
-def start_resnet50(network: nn.Module, pretrained: str = "", *, freeze_encoder: bool = False) -> nn.Module:
+def start_resnet50(
+    network: nn.Module, pretrained: str = "", *, freeze_encoder: bool = False, normalisation: str = "imagenet"
+) -> nn.Module:
     """Return ResNet-50 with torchvision's weights, its head for other classes at its random start.
 
     Args:
         network: From `resnet50_2d`.
         pretrained: File; `hub` for the one in torch's hub cache, nothing is downloaded; empty leaves the random start.
         freeze_encoder: Whether only the head is to learn.
+        normalisation: Of the images, see `medvol.data.image_facts`; published weights without theirs are warned of.
 
     Raises:
         MedvolError: `NOT_FOUND`, or as `load_torchvision_resnet50` and `freeze_all_but`.
@@ -37,16 +43,20 @@ def start_resnet50(network: nn.Module, pretrained: str = "", *, freeze_encoder: 
     def load(file: Path | None) -> LoadedWeights:
         return load_torchvision_resnet50(network, file)
 
+    _warn_of(normalisation, pretrained)
     return _started(network, load, pretrained, RESNET_HEAD if freeze_encoder else "")
 
 
-def start_vit(network: VisionTransformer, pretrained: str = "", *, freeze_encoder: bool = False) -> nn.Module:
+def start_vit(
+    network: VisionTransformer, pretrained: str = "", *, freeze_encoder: bool = False, normalisation: str = "imagenet"
+) -> nn.Module:
     """Return a vision transformer with timm's weights, its head for other classes at its random start.
 
     Args:
         network: From `vit2d`.
         pretrained: File; empty leaves the random start.
         freeze_encoder: Whether only the head is to learn.
+        normalisation: Of the images, see `medvol.data.image_facts`; published weights without theirs are warned of.
 
     Raises:
         MedvolError: `NOT_FOUND`, or as `load_timm_vit` and `freeze_all_but`.
@@ -59,6 +69,7 @@ def start_vit(network: VisionTransformer, pretrained: str = "", *, freeze_encode
             )
         return load_timm_vit(network, file)
 
+    _warn_of(normalisation, pretrained)
     return _started(network, load, pretrained, VIT_HEAD if freeze_encoder else "")
 
 
@@ -94,6 +105,11 @@ class FrozenInferer(Inferer):
             if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
                 module.training = True
         return self.inferer(inputs, network, *args, **kwargs)
+
+
+def _warn_of(normalisation: str, pretrained: str) -> None:
+    if pretrained and normalisation == "zero_one":
+        logger.warning("Published weights have seen images normalised by imagenet or half, these are not")
 
 
 def _started(

@@ -267,5 +267,5 @@ def test_a_study_of_volumes_is_refused_by_a_bundle_for_images(tmp_path, train):
 def test_without_a_study_the_synthetic_one_is_made(tmp_path, bundle_run, rows_of):
     options = {"max_epochs": 1, "model_dir": str(tmp_path / "models"), **QUIET, **SMALL[CNN]}
     bundle_run(CNN, ["train"], tmp_path / "o", **options)
-    bundle_run(CNN, ["inference"], tmp_path / "p", model_dir=str(tmp_path / "models"), show_progress=False)
-    assert len(rows_of(tmp_path / "p" / "predictions.csv")) == 16
+    bundle_run(CNN, ["inference"], tmp_path / "o", model_dir=str(tmp_path / "models"), show_progress=False)
+    assert len(rows_of(tmp_path / "o" / "predictions.csv")) == 16

@@ -71,6 +71,16 @@ def test_the_hub_cache_is_looked_at_and_nothing_downloaded(tmp_path, monkeypatch
         start_resnet50(resnet50_2d(3, 2), "hub")
 
 
+def test_published_weights_without_their_normalisation_are_warned_of(tmp_path, caplog):
+    torch.save(torchvision_state(resnet50_2d(1, 7)), tmp_path / "resnet50.pth")
+    for normalisation, count in (("imagenet", 0), ("half", 0), ("zero_one", 1)):
+        caplog.clear()
+        start_resnet50(resnet50_2d(1, 7), str(tmp_path / "resnet50.pth"), normalisation=normalisation)
+        assert len([one for one in caplog.records if one.levelname == "WARNING"]) == count
+    start_resnet50(resnet50_2d(1, 7), normalisation="zero_one")
+    assert len(caplog.records) == 1
+
+
 def test_a_transformer_starts_from_timms_file(tmp_path):
     published = timm_state(vit2d(1, 3, preset="tiny", spatial_size=(32, 32)))
     torch.save(published, tmp_path / "vit.pth")

@@ -1,5 +1,7 @@
 """The chain from an image file to network input: Pillow's resize, three channels from grey, other kinds refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from medvol.data.image_facts import COLOURS, GREY
 from medvol.errors import find_refusal
 from medvol.transforms.images import image_preprocessing, mirror_axes, percentiles
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 SIZE = (9, 11)
 
 
@@ -145,3 +148,19 @@ def test_an_image_of_another_kind_is_refused_with_its_case(tmp_path, array, know
 def test_images_are_mirrored_left_to_right_alone_and_only_where_the_study_says_so():
     assert mirror_axes(facts()) == ()
     assert mirror_axes(facts(laterality_matters=False)) == (1,)
+
+
+@pytest.mark.realdata
+def test_a_slice_is_the_same_picture_as_jpeg_and_as_matlab_file():
+    pairs = [
+        (jpg, SHARED / "figshare_brain_tumor_mat" / f"{jpg.stem}.mat")
+        for jpg in sorted((SHARED / "figshare_brain_tumor_jpg").glob("*/*.jpg"))
+    ]
+    both = [pair for pair in pairs if pair[1].is_file()]
+    if not both:
+        pytest.skip("figshare_brain_tumor_jpg and figshare_brain_tumor_mat are not in the shared data folder")
+    known = facts(limits=None, size=(64, 64))
+    for jpg, mat in both[:4]:
+        one, other = prepared(str(jpg), known), prepared(str(mat), known)
+        assert (one - other).abs().mean() < 0.005
+        assert (one - other.mT).abs().mean() > 0.02
