@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 ENCODER = "swinViT."
 COMPUTED = ("relative_position_index", "attn_mask")
 """Buffers that follow from the window size: old files carry what new ones leave out, and the other way round."""
-NAMED = 3  # layers named in a refusal; all of them stand in its details
+NAMED_CHARACTERS = 100  # of layers in a refusal, one at least; all of them stand in its details
 
 
 def load_swin_unetr_weights(network: nn.Module, weights: str | Path | Mapping[str, Any]) -> LoadedWeights:
@@ -93,11 +93,14 @@ def _shape(tensor: Tensor) -> str:
 
 def _foreign(wrong: Iterable[str], file: str | Path, network: str) -> MedvolError:
     wrong = list(wrong)
-    more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+    named = wrong[:1]
+    while len(named) < len(wrong) and len("; ".join([*named, wrong[len(named)]])) <= NAMED_CHARACTERS:
+        named.append(wrong[len(named)])
+    more = f" and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
     return MedvolError(
         "OTHER_NETWORK",
         file=file,
-        found="; ".join(wrong[:NAMED]) + more,
+        found="; ".join(named) + more,
         expected=f"the layers of {network}",
         fix="compare in_channels, num_outputs, feature_size, use_v2",
         details=wrong,

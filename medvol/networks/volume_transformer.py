@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from medvol.errors import require_choice
+from medvol.errors import MedvolError, require_choice
+from medvol.networks.published import read_state
 from medvol.networks.swin_unetr import MULTIPLE
 from medvol.networks.swin_weights import load_swin_unetr_weights
 from medvol.networks.vit3d import PRESETS, load_monai_vit, swin_classifier, vit3d
@@ -86,7 +87,28 @@ def start_from(network: nn.Module, weights: str | Path) -> nn.Module:
         MedvolError: `BAD_WEIGHTS`, `OTHER_NETWORK`.
     """
     if weights and isinstance(network, VisionTransformer):
+        require_architecture(weights, "vit")
         load_monai_vit(network, weights)
     elif weights:
+        require_architecture(weights, "swin")
         load_swin_unetr_weights(network, weights)
     return network
+
+
+def require_architecture(weights: str | Path, architecture: str) -> None:
+    """Refuse a file of the other architecture by its name, not by the hundred layers that differ.
+
+    Raises:
+        MedvolError: `BAD_WEIGHTS`, `OTHER_NETWORK`.
+    """
+    state = read_state(weights)
+    signs = {"vit": "patch_embedding.", "swin": "patch_embed."}
+    found = [name for name, sign in signs.items() if any(sign in layer for layer in state)]
+    if found and architecture not in found:
+        raise MedvolError(
+            "OTHER_NETWORK",
+            file=weights,
+            found=f"an encoder of the architecture {found[0]}",
+            expected=architecture,
+            fix=f"pass --architecture {found[0]}, or a file of a {architecture} encoder",
+        )
