@@ -13,6 +13,15 @@ ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
 SCHEMA = ROOT.parent / "shared" / "reference" / "meta_schema_20240725.json"
 MODES = ("train", "evaluate", "inference")
+OVERRIDES = ("evaluate", "pretrain", "frozen")
+"""Modes that are files over train.json."""
+
+CONFIGS = [
+    pytest.param(bundle, mode, id=f"{bundle.name}-{mode}")
+    for bundle in BUNDLES
+    for mode in dict.fromkeys((*MODES, *OVERRIDES))
+    if mode in MODES or (bundle / "configs" / f"{mode}.json").is_file()
+]
 
 PUBLIC = {
     *("bundle_root", "output_dir", "dataset_dir", "model_dir", "device", "network_def", "network", "loss", "optimizer"),
@@ -55,7 +64,7 @@ def references(node):
 
 def merged(bundle, mode):
     parser = ConfigParser()
-    files = ["train", "evaluate"] if mode == "evaluate" else [mode]
+    files = ["train", mode] if mode in OVERRIDES else [mode]
     parser.read_config([str(bundle / "configs" / f"{name}.json") for name in files])
     return {key: value for key, value in parser.get().items() if key != "_meta_"}
 
@@ -86,16 +95,16 @@ def test_the_required_packages_name_our_distribution_and_the_pinned_versions(bun
         assert metadata[name] == pins[package]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("bundle", "mode"), CONFIGS)
 def test_every_id_is_public_or_referenced_and_every_reference_is_defined(bundle, mode):
     whole = merged(bundle, mode)
-    # Evaluation replaces what training fits; the options of the fit stay legal on its command line.
-    used = references(whole) | (references(config(bundle, "train")) if mode == "evaluate" else set())
+    # An override replaces what training fits; the options of the fit stay legal on its command line.
+    used = references(whole) | (references(config(bundle, "train")) if mode in OVERRIDES else set())
     assert not set(whole) - PUBLIC - used, "misspelt or useless ids"
     assert not references(whole) - set(whole), "undefined references"
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("bundle", "mode"), CONFIGS)
 def test_no_number_is_written_as_text_and_no_expression_looks_like_an_import(bundle, mode):
     for path, value in leaves(config(bundle, mode)):
         if not isinstance(value, str):
