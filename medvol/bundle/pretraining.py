@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from medvol.data.study import Study
 from medvol.data.table import require_images, write_table
 from medvol.inference.record import ModelRecord, file_sha256, patient_digest
 from medvol.io.atomic import write_atomically, write_text
+from medvol.networks.masked import settle_norms
 from medvol.report import reconstruction
 from medvol.report.classification import can_draw
 from medvol.training.budget import MakeNetwork
@@ -128,6 +129,7 @@ def finish_pretraining(
     session: Session,
     history: TrainingHistory,
     validator: SupervisedEvaluator,
+    loader: Iterable[dict[str, Any]],
     record: ModelRecord,
     model_dir: str | Path,
 ) -> None:
@@ -137,11 +139,14 @@ def finish_pretraining(
         session: From `begin`.
         history: Losses of every epoch.
         validator: Evaluator over the validation split; its network holds the averaged weights.
+        loader: Batches of the training split, on whose whole volumes the encoder's batch norms are measured.
         record: Of the run, as `new_record` makes it.
         model_dir: Where the encoder is written.
     """
     folder, output = Path(model_dir), session.output_dir
     network = validator.network
+    rows = reconstructed(validator, CASES_DRAWN)  # as validation saw them, before the norms change
+    settle_norms(network, (batch["image"].to(validator.state.device) for batch in loader))
     state = {name: value.detach().cpu().contiguous() for name, value in network.encoder_state().items()}
     write_atomically(folder / ENCODER_FILE, lambda stream: torch.save(state, stream))
     last = history.rows[-1]
@@ -153,7 +158,6 @@ def finish_pretraining(
     if can_draw():
         files.append(reconstruction.draw_losses(output / "pretraining.png", history.rows))
         geometry = record.facts.has_geometry
-        rows = reconstructed(validator, CASES_DRAWN)
         files.append(reconstruction.draw_reconstructions(output / "reconstruction.png", rows, has_geometry=geometry))
     logger.info("Pretrained %d parameters for %d epochs", count_parameters(network), training["epoch"])
     write_run(session, "pretrain", {"training": training}, files)

@@ -15,6 +15,7 @@ from medvol.networks.masked import (
     draw_masks,
     enlarged,
     masked_transformer,
+    settle_norms,
     start_from,
 )
 from medvol.networks.swin_unetr import swin_unetr
@@ -239,6 +240,19 @@ def test_an_encoder_of_another_architecture_or_size_is_refused(made, wanted, mes
     torch.save(network(made[1], **made[0]).encoder_state(), tmp_path / "e.pt")
     with pytest.raises(MedvolError, match=f"OTHER_NETWORK.*{message}"):
         start_classifier(volume_transformer(2, 3, spatial_size=wanted[1], **wanted[0]), tmp_path / "e.pt")
+
+
+def test_batch_norms_end_on_what_whole_volumes_show_them():
+    masked, batches = network(), [torch.randn(3, 2, *SIZE) + shift for shift in (0.0, 1.0)]
+    masked(batches[0])
+    settle_norms(masked.eval(), batches)
+    first, norm = masked.encoder.patch_embedding.patch_embeddings[:2]
+    with torch.no_grad():
+        seen = [first(batch).transpose(0, 1).flatten(1) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, sum(part.mean(1) for part in seen) / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(norm.running_var, sum(part.var(1) for part in seen) / 2, atol=1e-4, rtol=0)
+    assert not any(module.training for module in masked.modules())
+    settle_norms(network((32, 32, 32), **SWIN), batches)  # has none, and is not run
 
 
 def test_the_decoder_is_half_as_wide_and_a_third_as_deep_without_dropout():
