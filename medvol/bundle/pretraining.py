@@ -23,6 +23,7 @@ from medvol.data.splits import assign_splits
 from medvol.data.structures import BACKGROUND
 from medvol.data.study import Study
 from medvol.data.table import require_images, write_table
+from medvol.errors import MedvolError
 from medvol.inference.record import ModelRecord, file_sha256, patient_digest
 from medvol.io.atomic import write_atomically, write_text
 from medvol.networks.masked import settle_norms
@@ -76,10 +77,7 @@ def unlabelled_study(
     else:
         study = open_study(str(dataset_dir), label_column=label_column, require_label=False)
         require_images(study)
-        labelled = any(case.label is not None for case in study.cases)
-        train, val, test = fractions
-        shares = (train, val, test) if labelled else (train + test, val, 0.0)
-        study = assign_splits(study, fractions=shares, seed=split_seed)
+        study = _split_as_for_training(study, str(dataset_dir), label_column, fractions, split_seed)
     kept = tuple(replace(case, label=None) for case in study.cases if case.split != "test")
     left_out = len(study.cases) - len(kept)
     study = replace(study, cases=kept, task="unlabelled", classes=())
@@ -90,6 +88,25 @@ def unlabelled_study(
     write_table(study, Path(output_dir) / TABLE_FILE)
     logger.info("%s", describe(study))
     return study
+
+
+def _split_as_for_training(
+    study: Study, source: str, label_column: str, fractions: Sequence[float], seed: int
+) -> Study:
+    """Return the study with the split of a training on its labelled cases; where there are none, train and val only.
+
+    A source may list further cases without a label, as a challenge its test images. They keep the split that it gives
+    them, or join train.
+    """
+    try:
+        trained = assign_splits(open_study(source, label_column=label_column), fractions=fractions, seed=seed)
+    except MedvolError as error:  # no labels, or not for all cases: nothing that a training would take as it is
+        logger.info("Taken as unlabelled (%s): no case is set aside for a test", error.code)
+        train, val, test = fractions
+        return assign_splits(study, fractions=(train + test, val, 0.0), seed=seed)
+    side_of = {case.patient: case.split for case in trained.cases}
+    cases = (replace(case, split=side_of.get(case.patient) or case.split or "train") for case in study.cases)
+    return replace(study, cases=tuple(cases), notes=trained.notes)
 
 
 def plan_unlabelled(study: Study, make_network: MakeNetwork, **stated: Any) -> Plan:

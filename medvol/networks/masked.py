@@ -217,8 +217,8 @@ def start_from(network: nn.Module, weights: str | Path) -> nn.Module:
 def settle_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Measure the batch norms of a ViT's stem on whole volumes, as whoever uses the encoder will show it.
 
-    In pretraining most of what they saw was covered. A logistic regression on the frozen class token of AdrenalMNIST3D
-    (1188 cases, five folds) gained 0.01 in AUC by it. A network without batch norms stays as it is.
+    In pretraining most of what they saw was covered. After 12 epochs on AdrenalMNIST3D a logistic regression on the
+    frozen class token gained 0.01 in AUC by it (1188 cases, five folds). A network without batch norms stays as it is.
 
     Args:
         network: From `masked_transformer`.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medvol.bundle.pretraining import plan_unlabelled, started_record, unlabelled_study, write_encoder_record
-from medvol.bundle.study import classification_study
+from medvol.bundle.study import classification_study, segmentation_study
 from medvol.data.facts import Facts
 from medvol.errors import MedvolError
 from medvol.inference.record import ModelRecord, file_sha256, patient_digest
@@ -56,6 +56,23 @@ def test_of_volumes_without_labels_none_are_set_aside_for_a_test(cohort, tmp_pat
     assert len(study.cases) == 20
     assert sum(case.split == "val" for case in study.cases) == 4
     assert not patients(study, "test")
+
+
+def test_a_challenges_unlabelled_test_list_does_not_hide_the_split_of_its_labelled_cases(tmp_path):
+    table = segmentation_cohort(tmp_path / "msd", patients=9, size=(16, 17, 18), splits=None)
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    document = {
+        "labels": {"0": "background", "1": "a", "2": "b", "3": "c", "4": "d"},
+        "training": [{"image": row["image"], "label": row["label"]} for row in rows[:-2]],
+        "test": [row["image"] for row in rows[-2:]],
+    }
+    (table.parent / "dataset.json").write_text(json.dumps(document))
+    trained = segmentation_study(str(table.parent), tmp_path / "t", split_seed=1)
+    study = unlabelled_study(str(table.parent), tmp_path / "p", split_seed=1, task="segmentation")
+    assert patients(trained, "test")
+    assert patients(study, "train") == patients(trained, "train")
+    assert patients(study, "val") == patients(trained, "val")
 
 
 def test_a_test_split_of_the_source_is_left_out(cohort, tmp_path):
