@@ -140,9 +140,21 @@ def baselines_on_covariates(
 
 
 def finish_inference(
-    session: Session, collected: CollectPredictions, dataset: VolumesToPredict, record: ModelRecord
+    session: Session,
+    collected: CollectPredictions,
+    dataset: VolumesToPredict,
+    record: ModelRecord,
+    *,
+    further: Sequence[Path] = (),
 ) -> None:
     """Write predictions.csv and run.json; end with exit code 3 when some cases could not be read, 1 when none could.
+
+    Args:
+        session: From `begin`.
+        collected: The predictions.
+        dataset: Knows which cases could not be read.
+        record: Of the model.
+        further: Files that were written already and belong to the run.
 
     Raises:
         MedvolError: The first refusal, when every case was refused.
@@ -155,7 +167,7 @@ def finish_inference(
     write_predictions(path, predictions, record.facts.classes, failures=failures)
     summary = {"weights_sha256": record.weights_sha256, "predicted": len(predictions.cases), "failed": len(failures)}
     logger.info("Predicted %d cases, %d could not be read", len(predictions.cases), len(failures))
-    write_run(session, "inference", summary, [path])
+    write_run(session, "inference", summary, [path, *further])
     if failures:
         raise SystemExit(SOME_FAILED)
 

@@ -88,11 +88,12 @@ def finish_ranked_inference(
         SystemExit: With code 3, when some images could not be read.
     """
     predictions, classes = collected.result(), record.facts.classes
-    if predictions.cases:
-        write_ranked(session.output_dir / TOP_FILE, predictions, classes, top)
+    written = [session.output_dir / TOP_FILE] if predictions.cases else []
+    if written:
+        write_ranked(written[0], predictions, classes, top)
         for line in ranked_table(predictions, classes, top):
             logger.info("%s", line)
-    finish_inference(session, collected, dataset, record)
+    finish_inference(session, collected, dataset, record, further=written)
 
 
 def _synthetic_cohort(output_dir: str | Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from medvol.errors import MedvolError
 logger = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict", "model")
-NAMED = 3  # layers named in a refusal; all of them stand in its details
+NAMED_CHARACTERS = 100  # of layers in a refusal, one at least; all of them stand in its details
 SAFE_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -111,7 +111,7 @@ def load_exactly(
     wrong += [f"{name} is missing" for name in own if name not in state and name not in left]
     wrong += [f"{name} is unknown" for name in state if name not in own]
     if wrong:
-        raise _foreign(wrong, file)
+        raise foreign_weights(wrong, file, network="the network", fix="compare architecture, preset and in_channels")
     taken = {name: value for name, value in state.items() if name not in left}
     network.load_state_dict(taken, strict=False)
     logger.info("Loaded %d tensors; at their random start: %s", len(taken), ", ".join(left) or "none")
@@ -144,13 +144,24 @@ def _unreadable(found: str, file: str | Path) -> MedvolError:
     return MedvolError("BAD_WEIGHTS", file=file, found=found, expected="a state dict of tensors")
 
 
-def _foreign(wrong: list[str], file: str | Path) -> MedvolError:
-    more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+def foreign_weights(wrong: Sequence[str], file: str | Path, *, network: str, fix: str) -> MedvolError:
+    """Return the refusal of weights whose layers differ, naming as many of them as a short message holds.
+
+    Args:
+        wrong: A few words on each layer.
+        file: For the message.
+        network: Whose layers were expected.
+        fix: What to compare.
+    """
+    named = list(wrong[:1])
+    while len(named) < len(wrong) and len("; ".join([*named, wrong[len(named)]])) <= NAMED_CHARACTERS:
+        named.append(wrong[len(named)])
+    more = f" and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
     return MedvolError(
         "OTHER_NETWORK",
         file=file,
-        found="; ".join(wrong[:NAMED]) + more,
-        expected="the layers of the network",
-        fix="compare architecture, preset and in_channels",
+        found="; ".join(named) + more,
+        expected=f"the layers of {network}",
+        fix=fix,
         details=wrong,
     )

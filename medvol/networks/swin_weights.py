@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from medvol.errors import MedvolError
-from medvol.networks.published import LoadedWeights, read_state
+from medvol.networks.published import LoadedWeights, foreign_weights, read_state
 
 logger = logging.getLogger(__name__)
 
 ENCODER = "swinViT."
 COMPUTED = ("relative_position_index", "attn_mask")
 """Buffers that follow from the window size: old files carry what new ones leave out, and the other way round."""
-NAMED_CHARACTERS = 100  # of layers in a refusal, one at least; all of them stand in its details
 
 
 def load_swin_unetr_weights(network: nn.Module, weights: str | Path | Mapping[str, Any]) -> LoadedWeights:
@@ -59,7 +57,10 @@ def load_swin_unetr_weights(network: nn.Module, weights: str | Path | Mapping[st
     if whole:
         wrong += [f"{name} is unknown" for name in ignored if _is_weight(name)]
     if wrong:
-        raise _foreign(wrong, file, "swin_unetr" if whole else "the encoder of swin_unetr")
+        expected = "swin_unetr" if whole else "the encoder of swin_unetr"
+        raise foreign_weights(
+            wrong, file, network=expected, fix="compare in_channels, num_outputs, feature_size, use_v2"
+        )
     network.load_state_dict(taken, strict=False)
     left = [name for name in own if _is_weight(name) and name not in taken]
     logger.info("Loaded %d tensors; %d left as they were; %d of the file ignored", len(taken), len(left), len(ignored))
@@ -89,19 +90,3 @@ def _is_weight(name: str) -> bool:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
-
-
-def _foreign(wrong: Iterable[str], file: str | Path, network: str) -> MedvolError:
-    wrong = list(wrong)
-    named = wrong[:1]
-    while len(named) < len(wrong) and len("; ".join([*named, wrong[len(named)]])) <= NAMED_CHARACTERS:
-        named.append(wrong[len(named)])
-    more = f" and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
-    return MedvolError(
-        "OTHER_NETWORK",
-        file=file,
-        found="; ".join(named) + more,
-        expected=f"the layers of {network}",
-        fix="compare in_channels, num_outputs, feature_size, use_v2",
-        details=wrong,
-    )

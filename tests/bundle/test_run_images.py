@@ -181,6 +181,8 @@ def test_the_likeliest_classes_are_listed_with_their_percentages(tmp_path, train
     train(VIT, tmp_path / "o", study)
     (row,) = predict(VIT, tmp_path / "p", study / "c" / "c0.png", tmp_path / "o/models")
     (top,) = rows_of(tmp_path / "p" / "top5.csv")
+    outputs = json.loads((tmp_path / "p" / "run.json").read_text())["inference"]["outputs"]
+    assert any("top5.csv" in str(entry) for entry in outputs)
     expected = sorted(classes, key=lambda name: -float(row[f"prob_{name}"]))[:5]
     assert [top[f"class_{rank}"] for rank in range(1, 6)] == expected
     assert [float(top[f"percent_{rank}"]) for rank in range(1, 6)] == pytest.approx(

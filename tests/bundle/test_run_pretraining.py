@@ -150,6 +150,8 @@ def test_the_swin_encoder_arrives_in_the_segmentation(tmp_path, pretrain, start)
     assert all(torch.allclose(trained[name], state[name], atol=1e-6) for name in state)
     record = json.loads(encoder.with_name("encoder.json").read_text())
     assert record["network"] == {"feature_size": 12}
+    remembered = json.loads((tmp_path / "t/models/model.json").read_text())["training"]["pretrained"]
+    assert remembered["sha256"] == record["weights_sha256"]
 
 
 def test_a_frozen_encoder_is_measured_at_once_and_its_head_is_a_model(
