@@ -163,7 +163,7 @@ def test_a_head_for_other_classes_stays_at_its_random_start_and_is_named():
         (lambda state: {name: state[name] for name in state if name != "pos_embed"}, "position_embeddings is missing"),
         (lambda state: published(width=192, channels=1), "patch_embeddings.weight is 192x1x16x16, not 192x3x16x16"),
         (lambda state: {**state, "pos_embed": torch.zeros(1, 199, 192)}, "positions of 198 patches"),
-        (lambda state: published(width=384), "cls_token is 1x1x384, not 1x1x192.* and 1\d\d more"),
+        (lambda state: published(width=384), r"cls_token is 1x1x384, not 1x1x192.* and 1\d\d more"),
     ],
 )
 def test_foreign_weights_are_refused_with_the_layers_that_differ_and_change_nothing(change, message):
