@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medvol.errors import find_refusal
-from medvol.phantoms.cohort import classification_cohort
+from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*3d_classification/configs/metadata.json"))
@@ -101,9 +101,19 @@ def test_two_runs_with_one_seed_give_the_same_weights_and_another_seed_others(co
     assert not all(torch.equal(weights["a"][key], weights["c"][key]) for key in weights["a"])
 
 
-def test_tensorboard_is_written_when_asked_for(cohort, tmp_path, train):
+@pytest.mark.parametrize("name", ["resnet3d_classification", "unet_segmentation", "cnn2d_classification"])
+def test_tensorboard_is_written_when_asked_for(name, cohort, tmp_path, bundle_run):
     pytest.importorskip("tensorboard", reason="needs the extra `track`")
-    train(RESNET, tmp_path / "o", cohort, max_epochs=1, tensorboard=True)
+    sources = {
+        "resnet3d_classification": lambda: cohort,
+        "unet_segmentation": lambda: segmentation_cohort(tmp_path / "seg", patients=6, size=(16, 17, 18)),
+        "cnn2d_classification": lambda: classification_cohort(tmp_path / "png", patients=9, layout="png"),
+    }
+    options = {"max_epochs": 1, "batch_size": 2, "model_dir": str(tmp_path / "models"), **QUIET}
+    if name == "unet_segmentation":
+        options |= {"spatial_size": [16, 16, 16], "patches_per_epoch": 2, "width": 8}
+    source = str(sources[name]())
+    bundle_run(ROOT / "bundles" / name, ["train"], tmp_path / "o", dataset_dir=source, tensorboard=True, **options)
     assert any((tmp_path / "o" / "tensorboard").iterdir())
 
 
@@ -153,8 +163,6 @@ def test_bad_options_are_refused_in_one_line(options, expected, cohort, tmp_path
 
 
 def test_a_segmentation_study_is_of_the_wrong_kind(tmp_path, train):
-    from medvol.phantoms.cohort import segmentation_cohort
-
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         train(RESNET, tmp_path / "o", segmentation_cohort(tmp_path / "seg", patients=6, size=(16, 17, 18)))
     assert find_refusal(wrapped.value).code == "WRONG_KIND"
