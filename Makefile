@@ -37,7 +37,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-## make bench      speed against stock MONAI on this machine, as tables (idle machine, about 40 minutes)
+## make bench      speed against stock MONAI and Keras on this machine, as tables (idle machine, about 45 minutes)
 bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_cache.py
 	$(BIN)/python tests/benchmarks/bench_training.py
@@ -45,6 +45,7 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_segmentation.py
 	$(BIN)/python tests/benchmarks/bench_inference.py
 	$(BIN)/python tests/benchmarks/bench_metrics.py
+	$(BIN)/python tests/benchmarks/bench_keras.py
 
 ## make notebooks  build and execute the notebooks
 notebooks: $(VENV)/installed

@@ -164,7 +164,7 @@ def wrapped_network(name: str, setting: Setting) -> Any:
     size, channels = setting.shape[:-1], setting.shape[-1]
     build: dict[str, Callable[[], Any]] = {
         "resnet3d": lambda: resnet3d(channels, 2),
-        "densenet3d": lambda: densenet3d(channels, 2),
+        "densenet3d": lambda: densenet3d(channels, 2, spatial_size=size),
         "vit3d": lambda: volume_transformer(channels, 2, spatial_size=size),
         "resnet50_2d": lambda: resnet50_2d(channels, 2),
         "vit2d": lambda: vit2d(channels, 2, spatial_size=size, preset="compact"),
