@@ -105,7 +105,8 @@ class SaveState:
 class ResumeState:
     """Continue from the `checkpoint.pt` of an interrupted run, so that both together equal one run.
 
-    Without a checkpoint the run begins at the beginning; with one of another network or schedule it is refused.
+    Without a checkpoint the run begins at the beginning; with one of another network, schedule or number of batches it
+    is refused. A run that was complete is only finished again.
 
     Args:
         path: File that `SaveState` writes.
@@ -131,20 +132,59 @@ class ResumeState:
             return
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
             progress = state["progress"]
+            _require_same_length(progress, engine)
+            for name, part in self.parts.items():
+                _require_same_schedule(state[name], part)
+                part.load_state_dict(state[name])
         except Exception as error:
             raise MedvolError(
                 "OTHER_RUN",
                 file=self.path,
-                found=str(error).splitlines()[0][:100],
+                found=" ".join(str(error).split())[:120],
                 expected="the checkpoint of a run with the same options",
                 fix="repeat the options of the first run, or pass --resume False",
             ) from error
         torch.set_rng_state(progress["rng"])
         engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
         logger.info("Resumed after epoch %d of %d", engine.state.epoch, engine.state.max_epochs or 0)
+
+
+@final
+class BestEpoch:
+    """The part of a state that makes a resumed run know its best epoch, for `keep: best` and for stopping early.
+
+    Args:
+        validator: Evaluator with the key metric.
+    """
+
+    def __init__(self, validator: Engine) -> None:
+        self.validator = validator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best epoch, its key metric and the metrics of the last validation."""
+        state = self.validator.state
+        metrics = {name: float(value) for name, value in state.metrics.items() if isinstance(value, (int, float))}
+        return {"epoch": state.best_metric_epoch, "metric": float(state.best_metric), "metrics": metrics}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        self.validator.state.best_metric_epoch = state["epoch"]
+        self.validator.state.best_metric = state["metric"]
+        self.validator.state.metrics.update(state["metrics"])
+
+
+def _require_same_length(progress: dict[str, Any], engine: Engine) -> None:
+    batches = progress["iteration"] // max(1, progress["epoch"])
+    if batches != engine.state.epoch_length:
+        raise ValueError(f"epochs of {batches} batches, now {engine.state.epoch_length}")
+
+
+def _require_same_schedule(state: dict[str, Any], part: Any) -> None:
+    """Refuse another number of steps: loading it would silently replace the schedule of this run."""
+    planned = getattr(part, "total_steps", None)
+    if planned is not None and state["total_steps"] != planned:
+        raise ValueError(f"a schedule of {state['total_steps']} steps, now {planned}")
 
 
 def _number(value: Any) -> float | None:
