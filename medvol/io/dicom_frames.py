@@ -29,24 +29,24 @@ def expand(dataset: Any, header: SliceHeader) -> tuple[SliceHeader, ...]:
 
 def _frame(own: Any, shared: Any, header: SliceHeader, index: int) -> SliceHeader:
     groups = own, shared
-    thickness = _values(groups, "PixelMeasuresSequence", "SliceThickness", 1)
-    slope = _values(groups, "PixelValueTransformationSequence", "RescaleSlope", 1)
-    intercept = _values(groups, "PixelValueTransformationSequence", "RescaleIntercept", 1)
+    thickness = group_values(groups, "PixelMeasuresSequence", "SliceThickness", 1)
+    slope = group_values(groups, "PixelValueTransformationSequence", "RescaleSlope", 1)
+    intercept = group_values(groups, "PixelValueTransformationSequence", "RescaleIntercept", 1)
     return replace(
         header,
         # The order of files is the only number of a frame; a gap in it says nothing about missing slices.
         instance=None,
-        spacing=_values(groups, "PixelMeasuresSequence", "PixelSpacing", 2),
+        spacing=group_values(groups, "PixelMeasuresSequence", "PixelSpacing", 2),
         thickness=thickness[0] if thickness else None,
-        position=_values(groups, "PlanePositionSequence", "ImagePositionPatient", 3),
-        orientation=_values(groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6),
+        position=group_values(groups, "PlanePositionSequence", "ImagePositionPatient", 3),
+        orientation=group_values(groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6),
         rescale=(slope[0] if slope else header.rescale[0], intercept[0] if intercept else header.rescale[1]),
         tags=frame_tags(own, shared, header.tags),
         frame=index,
     )
 
 
-def _values(groups: tuple[Any, Any], sequence: str, keyword: str, count: int) -> Numbers | None:
+def group_values(groups: tuple[Any, Any], sequence: str, keyword: str, count: int) -> Numbers | None:
     """Return the numbers of the first item of a sequence, of a frame's own groups before the shared ones."""
     for one in groups:
         items = one.get(sequence)

@@ -9,6 +9,7 @@ A *reference* is a path, or `path#fragment` where one path holds several volumes
 | `a.npz#train_images` | the whole array |
 | `a.mat#tumorMask` | a field of a figshare `cjdata` file; `image` when none is named |
 | `folder#1.2.840.99` | the series of that UID in a DICOM folder |
+| `seg.dcm#liver;tumour?` | structures of a DICOM label, see `medvol.io.labels` |
 
 A `#` that belongs to the name of an existing file or folder is never taken for a fragment.
 """
@@ -70,8 +71,8 @@ def parse_reference(ref: str | PathLike[str]) -> Reference:
 def source_files(ref: str | PathLike[str]) -> tuple[Path, ...]:
     """Return the files whose content decides the voxels of a reference, sorted.
 
-    For a DICOM folder these are the files of the series, found by reading their headers; for a header with its voxels
-    in another file (mhd, nhdr) both.
+    For a DICOM folder these are the files of the series, found by reading their headers, or the one segmentation or
+    structure set in it; for a header with its voxels in another file (mhd, nhdr) both.
 
     Raises:
         MedvolError: `NOT_FOUND`, `BAD_REFERENCE`, or what listing a DICOM folder finds.
@@ -81,14 +82,28 @@ def source_files(ref: str | PathLike[str]) -> tuple[Path, ...]:
     reference = parse_reference(ref)
     path = existing(reference.path)
     if path.is_dir():
-        from medvol.io.dicom_series import series_files
-
-        return series_files(path, reference.key)
+        return _files_of_folder(path, reference)
     if path.suffix.lower() in (".mhd", ".nhdr", ".mha", ".nrrd"):
         from medvol.io.itk_header import data_files
 
         return data_files(path)
     return (path,)
+
+
+def _files_of_folder(path: Path, reference: Reference) -> tuple[Path, ...]:
+    from medvol.io.dicom_series import series_files
+
+    try:
+        return series_files(path, reference.key)
+    except MedvolError as error:
+        if error.code not in ("NO_DICOM", "NOT_FOUND", "BAD_REFERENCE"):
+            raise
+        from medvol.io.labels import find_label
+
+        found = find_label(reference.text)
+        if found is None:
+            raise
+        return (found,)
 
 
 def _split(text: str) -> tuple[str, str]:
