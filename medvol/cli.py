@@ -11,32 +11,56 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medvol import __version__
-from medvol.errors import MedvolError
+from medvol.errors import find_refusal
 
 EPILOG = """examples:
+  medvol list                                 the bundles, and what each expects
   medvol scan export --csv cases.csv          list every DICOM series of a tree, write a case table to start from
+  medvol check my_study.csv                   open every file and list all that training would refuse
   medvol table my_study.csv -o cases.csv      check a study, split it by patient, write its case table
-  medvol table adrenalmnist3d.npz -o cases.csv
-  medvol cohort demo_cohort                   make a synthetic study with a known difficulty
   medvol plan cases.csv -b B                  plan a segmentation: spacing, patch, batch, with reasons and memory
+  medvol cohort demo_cohort                   make a synthetic study with a known difficulty
 
-train, evaluate and predict with MONAI's own command:
-  python -m monai.bundle run --bundle_root B --config_file B/configs/train.json --dataset_dir D --output_dir O
+  medvol train resnet3d_classification cases.csv -o out --max_epochs 40
+  medvol evaluate resnet3d_classification cases.csv -o out
+  medvol predict resnet3d_classification new_scans/ -o predicted --model_dir out/models
+
+The last three print the `python -m monai.bundle run` command that they stand for; any option of it may follow.
 
 Not for clinical use."""
 
+SHORT = ("train", "evaluate", "predict")
+SHORT_EPILOG = """Every further option goes on to MONAI as it is: the ids at the top of the bundle's train.json, such as
+--max_epochs 40, --class_weights balanced, --window_hu '[-1000,400]' or --optimizer#weight_decay 0.05. A mistyped one is
+refused with the nearest name. Exit code: 1 after a refusal, 3 when some cases could not be read."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, or 1 after a refusal, which is printed as one line."""
-    options = _parser().parse_args(arguments)
+    """Run the command line and return the exit code.
+
+    It is 0; or 1 after a refusal, which is printed as one line, and for a study in which `check` finds one; or 3 when
+    `predict` could not read some of the cases.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    further: list[str] = []
+    if words[:1] and words[0] in SHORT:
+        from medvol.bundle.short import split_options
+
+        own, further = split_options(words[1:])
+        words = [words[0], *own]
+    options = _parser().parse_args(words)
+    options.further = further
     try:
-        options.run(options)
-    except MedvolError as error:
-        print(f"medvol: {error}", file=sys.stderr)
-        for detail in error.details[:10]:
+        return options.run(options) or 0
+    except Exception as error:
+        # MONAI wraps what a run raises; anything that is not a refusal is a defect and keeps its traceback.
+        refusal = find_refusal(error)
+        if refusal is None:
+            raise
+        print(f"medvol: {refusal}", file=sys.stderr)
+        for detail in refusal.details[:10]:
             print(f"    {detail}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +95,32 @@ def _parser() -> argparse.ArgumentParser:
     cohort.set_defaults(run=_make_cohort)
 
     _add_plan(commands.add_parser("plan", help="plan the training of a segmentation from its training split"))
+    commands.add_parser("list", help="list the shipped bundles and what each expects").set_defaults(run=_list_bundles)
+    _add_short(commands, "train", "train a bundle; weights go to OUT/models")
+    _add_short(commands, "evaluate", "measure the model in OUT/models on the test split of its study")
+    _add_short(commands, "predict", "predict with the weights in the bundle, or those of --model_dir")
     return parser
+
+
+def _add_short(commands: argparse._SubParsersAction[argparse.ArgumentParser], mode: str, words: str) -> None:
+    data = "INPUT" if mode == "predict" else "[DATA]"
+    short = commands.add_parser(
+        mode,
+        help=words,
+        description=f"{words[0].upper()}{words[1:]}.",
+        usage=f"medvol {mode} BUNDLE {data} -o OUT [--option value ...]",
+        epilog=SHORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    short.add_argument("bundle", help="folder of a bundle, or the name of a shipped one (`medvol list`)")
+    if mode == "predict":
+        short.add_argument("dataset", metavar="input", help="a table, a folder, a DICOM tree or one file")
+    else:
+        kinds = "any study that `medvol table` reads; left out: a synthetic cohort"
+        short.add_argument("dataset", metavar="data", nargs="?", default="", help=kinds)
+    short.add_argument("-o", "--output", required=True, help="folder for results")
+    short.set_defaults(run=_run_short, mode=mode)
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
@@ -88,6 +137,37 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--window-hu", type=float, nargs=2, metavar=("LOW", "HIGH"))
     plan.add_argument("--structures", nargs="+", default=(), help="names, in the order of their mask values")
     plan.set_defaults(run=_plan)
+
+
+def _run_short(options: argparse.Namespace) -> int:
+    from medvol.bundle.short import bundle_command, run_bundle, shown
+
+    command = bundle_command(options.mode, options.bundle, options.dataset, options.output, options.further)
+    print(shown(command), flush=True)
+    try:
+        run_bundle(command)
+    except SystemExit as end:  # a run in which some cases could not be read
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def _list_bundles(options: argparse.Namespace) -> None:
+    from medvol.bundle.short import describe_bundles
+
+    rows = describe_bundles()
+    if len(rows) == 1:
+        print("no bundles here: the package is installed without the repository")
+        return
+    _print_columns(rows)
+    print(
+        "\nmedvol train NAME DATA -o OUT trains one, without DATA on synthetic cases. More: bundles/NAME/docs/README.md"
+    )
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def _write_table(options: argparse.Namespace) -> None:
@@ -113,10 +193,7 @@ def _scan(options: argparse.Namespace) -> None:
 
     key = b"" if options.key_file is None else existing(options.key_file).read_bytes()
     result = scan_tree(options.folder, key=key)
-    table = describe_rows(result.rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    _print_columns(describe_rows(result.rows))
     patients = {row.patient for row in result.rows if row.patient}
     readable = sum(len(row.references) for row in result.rows)
     print(

@@ -1,0 +1,180 @@
+"""The short commands: `medvol train`, `evaluate` and `predict` each stand for one `python -m monai.bundle run`.
+
+The command is put together here and run in the same process by the same parser, so that an option means what it means
+behind `python -m monai.bundle run`, and run.json holds the command that anyone can repeat without medvol's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import medvol
+from medvol.errors import MedvolError, nearest
+
+MODES = {"train": ("train",), "evaluate": ("train", "evaluate"), "predict": ("inference",)}
+"""The configuration files of each command, in the order in which MONAI merges them."""
+
+OWN = ("-o", "--output", "-h", "--help")
+"""Options of the short commands themselves; all others go on to MONAI."""
+
+PROGRAM = "python -m monai.bundle"
+
+
+def shipped_bundles() -> tuple[Path, ...]:
+    """Return the folders of the bundles that come with the repository; none where only the package is installed."""
+    root = Path(medvol.__file__).resolve().parents[1] / "bundles"
+    return tuple(sorted(file.parent.parent for file in root.glob("*/configs/metadata.json")))
+
+
+def find_bundle(name: str) -> Path:
+    """Return the folder of a bundle: a path, or the name of a shipped one.
+
+    Raises:
+        MedvolError: `NO_BUNDLE` with the nearest name.
+    """
+    if (Path(name) / "configs").is_dir():
+        return Path(name)
+    shipped = {folder.name: folder for folder in shipped_bundles()}
+    if name in shipped:
+        folder = shipped[name]
+        here = Path.cwd()
+        return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    without = "; the package is installed without the repository, so that no bundle has a name" if not shipped else ""
+    raise MedvolError(
+        "NO_BUNDLE",
+        file=name,
+        found=f"neither the folder of a bundle nor a bundle's name{without}",
+        expected="a folder that holds 'configs'" + (", or a name that `medvol list` prints" if shipped else ""),
+        fix=nearest(name, shipped),
+        details=sorted(shipped),
+    )
+
+
+def describe_bundles() -> list[tuple[str, ...]]:
+    """Return a row per shipped bundle: name, task, whether weights are there, what it reads; headings first."""
+    rows: list[tuple[str, ...]] = [("bundle", "task", "weights", "reads")]
+    for folder in shipped_bundles():
+        facts = json.loads((folder / "configs" / "metadata.json").read_text())
+        rows.append((folder.name, facts["task"], _weights(folder), facts["data_type"]))
+    return rows
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide the words behind a short command into its own and the options that go on to MONAI.
+
+    An option takes the next word as its value unless that is an option too, as MONAI's command line has it; so a flag
+    before a file name is written `--tensorboard True`.
+    """
+    own: list[str] = []
+    further: list[str] = []
+    waiting: list[str] | None = None
+    for word in arguments:
+        if _is_option(word):
+            waiting = own if word.split("=")[0] in OWN else further
+            waiting.append(word)
+            waiting = None if "=" in word or word in ("-h", "--help") else waiting
+        else:
+            (own if waiting is None else waiting).append(word)
+            waiting = None
+    return own, further
+
+
+def bundle_command(mode: str, bundle: str, dataset: str, output: str, options: Sequence[str] = ()) -> list[str]:
+    """Return the words behind `python -m monai.bundle` that a short command stands for.
+
+    Weights are kept in and taken from `output/models` in training and evaluation, and from the bundle's `models` in
+    prediction. An option that is given replaces the one that would stand here.
+
+    Args:
+        mode: `train`, `evaluate` or `predict`.
+        bundle: Folder or name of a bundle.
+        dataset: What it works on; empty for the bundle's synthetic cohort.
+        output: Folder for results.
+        options: Further options, passed on as they are.
+
+    Raises:
+        MedvolError: `NO_BUNDLE`.
+    """
+    root = find_bundle(bundle)
+    files = [str(root / "configs" / f"{name}.json") for name in MODES[mode]]
+    for file in files:
+        if not Path(file).is_file():
+            raise MedvolError(
+                "NO_BUNDLE",
+                file=file,
+                found="no such file",
+                expected=f"a bundle for `medvol {mode}`",
+                fix="name another",
+            )
+    chosen = {
+        "bundle_root": _as_text(str(root)),
+        "config_file": files[0] if len(files) == 1 else "[" + ",".join(map(repr, files)) + "]",
+        "dataset_dir": _as_text(dataset) if dataset else "",
+        "output_dir": _as_text(output),
+        "model_dir": "" if mode == "predict" else _as_text(os.path.join(output, "models")),  # noqa: PTH118 - a text
+    }
+    given = {_option_name(word) for word in options if _is_option(word)}
+    words = [word for name, value in chosen.items() if value and name not in given for word in (f"--{name}", value)]
+    return ["run", *words, *options]
+
+
+def shown(command: Sequence[str]) -> str:
+    """Return a command as a shell takes it."""
+    return " ".join([PROGRAM, *map(_quoted, command)])
+
+
+def run_bundle(command: Sequence[str]) -> None:
+    """Run a command in this process as `python -m monai.bundle` would.
+
+    Raises:
+        Exception: Whatever the run raises; a refusal may be wrapped, see `medvol.errors.find_refusal`.
+        SystemExit: With 3 when some cases could not be read.
+    """
+    import fire
+    from monai.bundle.scripts import run
+
+    before = sys.argv, sys.excepthook
+    sys.argv = [PROGRAM, *command]
+    try:
+        fire.Fire({"run": run}, name=PROGRAM)
+    finally:
+        sys.argv, sys.excepthook = before
+
+
+def _is_option(word: str) -> bool:
+    return re.match("--|-[a-zA-Z]", word) is not None
+
+
+def _option_name(word: str) -> str:
+    return word.lstrip("-").split("=")[0].replace("-", "_")
+
+
+def _as_text(value: str) -> str:
+    """Return a path so that MONAI's command line reads it as the text that it is: `2024` and `a#b` are not.
+
+    Python Fire takes a word for a Python literal where it can, and `#` for the start of a comment.
+    """
+    from fire.parser import DefaultParseValue
+
+    parsed: Any = DefaultParseValue(value)
+    return value if parsed == value else repr(value)
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell; one with single quotes in double ones, where nothing in it means something there."""
+    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
+
+
+def _weights(folder: Path) -> str:
+    if not (folder / "models" / "model.pt").is_file():
+        return "none"
+    record = folder / "models" / "model.json"
+    classes = json.loads(record.read_text())["facts"]["classes"] if record.is_file() else []
+    return ", ".join(classes[1:] if classes[:1] == ["background"] else classes) or "yes"
