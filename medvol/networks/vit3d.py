@@ -31,7 +31,7 @@ from medvol.networks.vit_blocks import (
 )
 
 PRESETS = {
-    # 343 patches at 28 cubed. As MONAI's ViTAutoEnc, `base` has no bias in queries, keys and values.
+    # As MONAI's ViTAutoEnc, `base` has no bias in queries, keys and values.
     "compact": VitLayout(patch_size=4, width=96, depth=4, heads=3, mlp_width=192, dropout=0.1, stem=True),
     "base": VitLayout(patch_size=16, width=768, depth=12, heads=12, mlp_width=3072, qkv_bias=False),
 }
@@ -56,7 +56,7 @@ def vit3d(
         num_outputs: Logits per volume.
         spatial_size: Voxels along each axis, multiples of the patch; every volume must have exactly this size.
         preset: `compact` (0.5 million parameters, convolutional stem) or `base` (as MONAI's ViTAutoEnc, 88 million).
-        patch_size: Edge of a patch; by default 4 for `compact`, which wants 8 from about 48 voxels on, and 16.
+        patch_size: Edge of a patch; by default 4 for `compact`, which wants 8 from about 28 voxels on, and 16.
         dropout: Probability in all places; by default that of the preset.
         qkv_bias: Whether queries, keys and values have a bias; by default as the preset, to suit weights otherwise.
 

@@ -15,9 +15,7 @@ from medvol.networks.vit3d import PRESETS, load_monai_vit, swin_classifier, vit3
 from medvol.networks.vit_blocks import VisionTransformer
 
 ARCHITECTURES = ("vit", "swin")
-COARSE_FROM = (
-    48  # voxels; from there on patches of 4 make more tokens than a small study can use, or a processor can bear
-)
+COARSE_FROM = 28  # voxels; patches of 4 then make over 300 tokens, and a step costs six times that of patches of 8
 
 
 def volume_transformer(

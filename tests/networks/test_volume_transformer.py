@@ -12,8 +12,8 @@ from medvol.networks.volume_transformer import size_multiple, start_from, volume
 @pytest.mark.parametrize(
     ("options", "size", "multiple"),
     [
-        ({}, (28, 28, 28), 4),
-        ({}, (28, 28, 48), 8),
+        ({}, (27, 24, 20), 4),
+        ({}, (20, 24, 28), 8),
         ({"patch_size": 2}, (48, 48, 48), 2),
         ({"preset": "base"}, (28, 28, 28), 16),
         ({"architecture": "swin"}, (28, 28, 28), 32),
