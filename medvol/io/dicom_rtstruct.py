@@ -141,7 +141,7 @@ def _require_image(referenced: Referenced, target: Target, path: Path) -> tuple[
     """
     is_drawn_here = bool(referenced.instance_uids) and referenced.instance_uids <= target.instance_uids
     if is_drawn_here and target.frame_uid not in referenced.frame_uids:
-        return ("another frame of reference is stated, but every contour names a slice of this image",)
+        return ("no common frame of reference, but every contour names a slice of this image",)
     return require_same_frame(target, referenced, path)
 
 
