@@ -7,7 +7,7 @@ class as well. Nothing of val or test is opened.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from medvol.data.study import Case, Study
 from medvol.data.table import require_images, require_task
 from medvol.errors import MedvolError
 from medvol.geometry import Volume
+from medvol.io.labels import LabelMap, find_label, read_label
 
 Array = npt.NDArray[Any]
 
@@ -54,12 +55,14 @@ class LabelFacts:
         voxels: In all masks together.
         cases: Masks that hold it.
         volume_ml: In all masks together, millilitres; None without a geometry.
+        name: As masks from DICOM name it; empty for other masks.
     """
 
     value: int
     voxels: int
     cases: int
     volume_ml: float | None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,12 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
     counts: Counter[int] = Counter()
     holding: Counter[int] = Counter()
     volumes_ml: Counter[int] = Counter()
+    names: dict[int, str] = {}
     sampled, pooled = [], []
     for case in tqdm(cases, desc="Reading the training split", unit="case", disable=not show_progress):
-        mask = read_3d(case.case, str(case.label))
+        label = _read_mask(case)
+        _require_one_name(names, label.names, case.case)
+        mask = label.volume
         found = value_counts(mask.array, case=case.case)
         counts.update(found)
         holding.update(found.keys())
@@ -143,7 +149,13 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
         sampled=tuple(sampled),
         foreground=_percentiles(inside) if len(inside) else None,
         labels=tuple(
-            LabelFacts(value, counts[value], holding[value], float(volumes_ml[value]) if has_geometry else None)
+            LabelFacts(
+                value,
+                counts[value],
+                holding[value],
+                float(volumes_ml[value]) if has_geometry else None,
+                names.get(value, ""),
+            )
             for value in sorted(counts)
         ),
         has_geometry=has_geometry,
@@ -177,6 +189,33 @@ def value_counts(mask: Array, *, case: str) -> dict[int, int]:
             values, number = np.unique(slab, return_counts=True)
             counts.update({int(value): int(count) for value, count in zip(values, number, strict=True)})
     return dict(counts)
+
+
+def _read_mask(case: Case) -> LabelMap:
+    """Return a mask with three spatial axes, and the names of its structures where it has any."""
+    reference = str(case.label)
+    try:
+        if find_label(reference) is not None:
+            # Whether a mask may be resampled is decided where cases are loaded; here its voxels are counted.
+            return read_label(reference, case.image[0], resample=True)
+    except MedvolError as error:
+        raise error.for_case(case.case) from error
+    return LabelMap(read_3d(case.case, reference))
+
+
+def _require_one_name(names: dict[int, str], found: Mapping[int, str], case: str) -> None:
+    """Add names to those of the masks before; a structure must have the same value in all of them."""
+    known = {name.casefold(): value for value, name in names.items()}
+    for value, name in found.items():
+        other = names.setdefault(value, name)
+        if other.casefold() != name.casefold() or known.get(name.casefold(), value) != value:
+            raise MedvolError(
+                "BAD_LABEL",
+                case=case,
+                found=f"'{name[:40]}' as value {value}, which was '{other[:40]}' or another value in cases before",
+                expected="one value for each structure",
+                fix="list the structures behind every label in one order, as in seg.dcm#liver;tumour?",
+            )
 
 
 def _slabs(array: Array) -> Iterator[Array]:

@@ -199,7 +199,10 @@ def make_plan(study: Study, fingerprint: Fingerprint, make_network: MakeNetwork,
     """Return the plan for a training split that was read already; see `plan_segmentation`."""
     spacing, why_spacing = plan_spacing(fingerprint, options.spacing_mm)
     scheme, limits, why_intensity = plan_intensity(fingerprint, options.intensity, options.window_hu)
-    values, classes = name_structures([one.value for one in fingerprint.labels], study.classes, options.structures)
+    # Masks from DICOM name their structures; what the user or the source says comes first.
+    named = {} if study.classes else {one.value: one.name for one in fingerprint.labels if one.name}
+    structures = options.structures or named
+    values, classes = name_structures([one.value for one in fingerprint.labels], study.classes, structures)
     pairs = find_mirror_pairs(classes)
     problem = Problem(make_network, len(study.channels), len(classes), spacing)
     fit, seconds, reasons = _fit(problem, fingerprint, options)

@@ -14,10 +14,69 @@ from torch import Tensor
 
 from medvol.data.facts import Facts
 from medvol.errors import MedvolError
-from medvol.geometry import same_grid
+from medvol.geometry import Volume, same_grid
+from medvol.io.labels import read_label
+from medvol.io.monai_readers import VolumeReader
+from medvol.transforms.load import LoadVolumed
 
 SITES_PER_CLASS = 500
 """Voxels remembered of each class, around which patches are placed. nnU-Net keeps 10,000, which nothing here needs."""
+
+
+@final
+class LoadMaskd(Transform):
+    """Load the reference of a mask; a DICOM segmentation or structure set onto the grid of the image's source.
+
+    Args:
+        key: The reference of the mask; afterwards the mask as its file has it.
+        image_key: The image, loaded already.
+        facts: Which value is which structure.
+        resample: Resample a segmentation whose planes are not the image's instead of refusing it.
+
+    Raises:
+        MedvolError: `BAD_LABEL` where names and values are not those of training, or what reading finds.
+    """
+
+    def __init__(self, key: Hashable, image_key: Hashable, facts: Facts, *, resample: bool = False) -> None:
+        self.image_key = image_key
+        self.value_of = {name.casefold(): value for value, name in zip(facts.label_values, facts.classes, strict=True)}
+        self.resample = resample
+        self.load = LoadVolumed(keys=key)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with its mask."""
+        image = str(data[self.image_key].meta["filename_or_obj"])
+
+        def read(reference: str) -> Volume:
+            label = read_label(reference, image, resample=self.resample)
+            require_structures(label.names, label.volume.array, self.value_of)
+            return label.volume
+
+        return self.load(data, reader=VolumeReader(read))
+
+
+def require_structures(names: Mapping[int, str], voxels: np.ndarray[Any, Any], value_of: Mapping[str, int]) -> None:
+    """Raise `BAD_LABEL` when a mask's own names say that a value is another structure than in training.
+
+    A mask none of whose names is a class of the study is not judged: the user named the structures otherwise.
+
+    Args:
+        names: Structure by value, as the mask names it.
+        voxels: The mask.
+        value_of: Value by lower-case name of the classes that were trained.
+    """
+    if not any(name.casefold() in value_of for name in names.values()):
+        return
+    for value, name in names.items():
+        trained = value_of.get(name.casefold())
+        if trained != value and (trained is not None or (voxels == value).any()):
+            known = ", ".join(f"'{name[:32]}' {value}" for name, value in value_of.items() if value)
+            raise MedvolError(
+                "BAD_LABEL",
+                found=f"the structure '{name[:40]}' as value {value}",
+                expected=known if len(known) <= 80 else f"{known[:70]} ...",
+                fix="list the structures behind the label in that order, as in seg.dcm#liver;tumour?",
+            )
 
 
 @final

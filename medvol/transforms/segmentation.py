@@ -9,7 +9,7 @@ from monai.transforms import Compose, CopyItemsd, EnsureChannelFirstd, Orientati
 from medvol.data.facts import Facts
 from medvol.transforms.intensity import MeasureIntensityd, NormaliseIntensityd
 from medvol.transforms.load import LoadVolumed, reader_for
-from medvol.transforms.masks import ClassIndexd, OntoImaged, PadToPatchd, RememberSitesd
+from medvol.transforms.masks import ClassIndexd, LoadMaskd, OntoImaged, PadToPatchd, RememberSitesd
 from medvol.transforms.preprocess import KeepDtyped, RequireVolumed
 from medvol.transforms.resample import StretchToSpacingd
 
@@ -78,7 +78,7 @@ def _image_and_mask(facts: Facts, resample_labels: bool) -> list[Transform]:
     """Return the steps to an image and its mask on the source grid in RAS order."""
     return [
         *_image_steps(facts, IMAGE),
-        LoadVolumed(keys=MASK),
+        LoadMaskd(MASK, IMAGE, facts, resample=resample_labels),
         EnsureChannelFirstd(keys=MASK),
         Orientationd(keys=MASK, axcodes="RAS", labels=None),
         OntoImaged(MASK, IMAGE, resample=resample_labels),
