@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `medvol --help` answer
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--label-column", default="label")
     table.add_argument("--seed", type=int, default=0, help="seed of the split, where the source brings none")
     table.set_defaults(run=_write_table)
+
+    check = commands.add_parser("check", help="open every file of a study and list all that training would refuse")
+    check.add_argument("source", help="any study that `medvol table` reads")
+    check.add_argument("--label-column", default="label")
+    check.add_argument("--resample-labels", action="store_true", help="as --resample_labels True of the training")
+    check.add_argument("--json", type=Path, help="JSON file to write, with all findings")
+    check.set_defaults(run=_check)
 
     scan = commands.add_parser("scan", help="list every DICOM series below a folder and whether it can be read")
     scan.add_argument("folder", type=Path)
@@ -185,6 +193,24 @@ def _write_table(options: argparse.Namespace) -> None:
         members = [case for case in study.cases if case.split == split]
         counts = ", ".join(f"{name} {sum(case.label == name for case in members)}" for name in study.classes)
         print(f"  {split:<6}{len(members):>6} cases   {counts if study.task == 'classification' else ''}".rstrip())
+
+
+def _check(options: argparse.Namespace) -> int:
+    from medvol.bundle.check import REFUSED, WARNING, check_table, finding_rows, summary
+
+    checked = check_table(
+        options.source, label_column=options.label_column, resample_labels=options.resample_labels, show_progress=True
+    )
+    if checked.findings:
+        _print_columns(finding_rows(checked))
+    for line in summary(checked):
+        print(line)
+    if options.json is not None:
+        from medvol.io.atomic import write_text
+
+        write_text(options.json, json.dumps(checked.as_dict(), indent=4, ensure_ascii=False))
+    print(f"{checked.count(REFUSED)} refused, {checked.count(WARNING)} to be aware of")
+    return 1 if checked.count(REFUSED) else 0
 
 
 def _scan(options: argparse.Namespace) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from medvol.data.checks import bad_split, check_names, check_study
-from medvol.data.labels import class_name, is_missing, settle_labels
+from medvol.data.checks import attempt, bad_split, check_names, check_study
+from medvol.data.labels import Labels, class_name, is_missing, settle_labels
 from medvol.data.paths import derive_names, existence
 from medvol.data.study import SPLITS, Case, Draft, Options, Row, Study
 from medvol.errors import MedvolError
@@ -36,10 +36,10 @@ def build_study(draft: Draft, options: Options) -> Study:
         raise MedvolError(
             "EMPTY_DATASET", file=draft.source, found="no case", expected="at least one", fix="check the source"
         )
-    names = _names(draft)
-    splits, spelt = _splits(draft.rows, names, draft.source)
-    _require_labels(draft, names, options)
-    labels = settle_labels(draft, names, options, existence())
+    names = _names(draft, options)
+    splits, spelt = _splits(draft.rows, names, draft.source, options.report)
+    attempt(options.report, _require_labels, draft, names, options)
+    labels, settled = _labels(draft, names, options)
     cases = tuple(
         Case(name, _patient(row, name), row.image, label, split, row.covariates)
         for name, row, label, split in zip(names, draft.rows, labels.values, splits, strict=True)
@@ -56,8 +56,9 @@ def build_study(draft: Draft, options: Options) -> Study:
     )
     check_study(
         study,
-        require_label=options.require_label and options.task != "unlabelled",
+        require_label=settled and options.require_label and options.task != "unlabelled",
         require_image=options.require_image,
+        report=options.report,
     )
     return replace(study, notes=(*study.notes, *class_gaps(study)))
 
@@ -96,7 +97,16 @@ def _drop_unlabelled(draft: Draft, options: Options) -> tuple[Draft, tuple[str, 
     return replace(draft, rows=kept), (f"{left_out} rows without a label were left out",)
 
 
-def _names(draft: Draft) -> list[str]:
+def _labels(draft: Draft, names: Sequence[str], options: Options) -> tuple[Labels, bool]:
+    """Return the labels, and whether they could be settled; none where the refusal was only reported."""
+    try:
+        return settle_labels(draft, names, options, existence()), True
+    except MedvolError as refusal:
+        options.report(refusal)
+        return Labels("unlabelled", (None,) * len(names), ()), False
+
+
+def _names(draft: Draft, options: Options) -> list[str]:
     if not any(row.case for row in draft.rows):
         names = derive_names([row.image for row in draft.rows])
         if len({name.casefold() for name in names}) == len(names):
@@ -124,18 +134,21 @@ def _names(draft: Draft) -> list[str]:
                 fix="fill the column 'case'",
             )
     names = [row.case or "" for row in draft.rows]
-    check_names(Study(tuple(Case(name, name) for name in names), "unlabelled", source=draft.source))
+    study = Study(tuple(Case(name, name) for name in names), "unlabelled", source=draft.source)
+    attempt(options.report, check_names, study)
     return names
 
 
-def _splits(rows: Sequence[Row], names: Sequence[str], source: str) -> tuple[list[str | None], tuple[str, ...]]:
+def _splits(
+    rows: Sequence[Row], names: Sequence[str], source: str, report: Callable[[MedvolError], None]
+) -> tuple[list[str | None], tuple[str, ...]]:
     splits: list[str | None] = []
     respelt: dict[str, str] = {}
     for row, name in zip(rows, names, strict=True):
         text = "" if is_missing(row.split) else str(row.split).strip()
         split = SPLIT_WORDS.get(text.lower())
         if text and split is None:
-            raise bad_split(text, case=name, file=source)
+            report(bad_split(text, case=name, file=source))
         if split is not None and text != split:
             respelt[text] = split
         splits.append(split)

@@ -9,11 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from medvol.data.labels import require_class
 from medvol.data.paths import existence, file_of
-from medvol.data.study import SPLITS, Case, Study
+from medvol.data.study import SPLITS, Case, Study, raise_refusal
 from medvol.errors import MedvolError, nearest
+
+Report = Callable[[MedvolError], None]
 
 SHOWN = 10  # findings listed in `details` before the rest is only counted
 
@@ -21,13 +24,16 @@ _BAD_NAME = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]|^\.|^\s|[\s.]$|^$')
 _LONGEST_NAME = 180  # bytes; file systems allow 255, and endings and folders are added
 
 
-def check_study(study: Study, *, require_label: bool = True, require_image: bool = True) -> None:
-    """Raise at the first thing that would make results from this study wrong.
+def check_study(
+    study: Study, *, require_label: bool = True, require_image: bool = True, report: Report = raise_refusal
+) -> None:
+    """Raise at the first thing that would make results from this study wrong, or report one after the other.
 
     Args:
         study: What was read.
         require_label: Whether every case must have a label.
         require_image: Whether a case may not lack the images that others have.
+        report: Takes each refusal; by default the first is raised.
 
     Raises:
         MedvolError: `EMPTY_DATASET`, `BAD_CASE_NAME`, `DUPLICATE_CASE`, `CHANNEL_MISMATCH`, `NO_LABEL`, `BAD_LABEL`,
@@ -37,13 +43,21 @@ def check_study(study: Study, *, require_label: bool = True, require_image: bool
         raise MedvolError(
             "EMPTY_DATASET", file=study.source, found="no case", expected="at least one", fix="check the source"
         )
-    check_names(study)
-    _check_channels(study, require_image)
+    attempt(report, check_names, study)
+    attempt(report, _check_channels, study, require_image)
     if require_label:
-        check_labels_present(study)
-    _check_labels(study, require_label)
-    check_splits(study)
-    _check_files(study)
+        attempt(report, check_labels_present, study)
+    attempt(report, _check_labels, study, require_label)
+    check_splits(study, report)
+    attempt(report, _check_files, study)
+
+
+def attempt(report: Report, check: Callable[..., None], *arguments: Any) -> None:
+    """Call a check and pass its refusal on."""
+    try:
+        check(*arguments)
+    except MedvolError as refusal:
+        report(refusal)
 
 
 def check_names(study: Study) -> None:
@@ -89,16 +103,20 @@ def check_labels_present(study: Study) -> None:
         )
 
 
-def check_splits(study: Study) -> None:
+def check_splits(study: Study, report: Report = raise_refusal) -> None:
     """Raise `BAD_SPLIT` for another word than train, val, test, and `SPLIT_LEAK` when a split divides a patient.
 
     One image under two patients is a leak as well, whatever the splits are now: they are drawn by patient.
     """
     for case in study.cases:
         if case.split is not None and case.split not in SPLITS:
-            raise bad_split(case.split, case=case.case, file=study.source)
-    _check_leak(study, lambda case: [case.patient], lambda case: case.split, "one patient has cases in two splits")
-    _check_leak(study, lambda case: case.image, lambda case: case.patient, "one image belongs to two patients")
+            report(bad_split(case.split, case=case.case, file=study.source))
+    leaks: tuple[tuple[Callable[[Case], Iterable[str]], Callable[[Case], str | None], str], ...] = (
+        (lambda case: [case.patient], lambda case: case.split, "one patient has cases in two splits"),
+        (lambda case: case.image, lambda case: case.patient, "one image belongs to two patients"),
+    )
+    for keys, side, found in leaks:
+        attempt(report, _check_leak, study, keys, side, found)
 
 
 def bad_split(value: str, *, case: str, file: str) -> MedvolError:

@@ -21,7 +21,7 @@ The first line that fits decides, by content and layout rather than by options; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medvol.data.build import build_study
@@ -37,7 +37,7 @@ from medvol.data.source_folders import (
     read_volumes,
 )
 from medvol.data.source_table import read_csv, read_json, read_json_rows
-from medvol.data.study import TASKS, Draft, Options, Study, Task
+from medvol.data.study import TASKS, Draft, Options, Study, Task, raise_refusal
 from medvol.errors import MedvolError, nearest
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -55,6 +55,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
     laterality_matters: bool | None = None,
     require_label: bool = True,
     require_image: bool = True,
+    report: Callable[[MedvolError], None] = raise_refusal,
 ) -> Study:
     """Read a study from whatever holds it and check it at the border.
 
@@ -69,6 +70,8 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         laterality_matters: Whether mirroring could change the label; None for what the source says, else True.
         require_label: Refuse cases without a label, and sources without labels.
         require_image: Refuse rows of a table whose image cell is empty; else such cases have no image.
+        report: Takes what the checks of a source that could be read refuse; by default the first is raised. A study
+            with refusals is for `medvol check` alone.
 
     Raises:
         MedvolError: `NOT_FOUND`, `EMPTY_DATASET`, `AMBIGUOUS_SOURCE`, `BAD_TABLE`, `MISSING_COLUMN`, `NO_LABEL`,
@@ -88,6 +91,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         laterality_matters=laterality_matters,
         require_label=require_label,
         require_image=require_image,
+        report=report,
     )
     path = require_path(source)
     draft = _read_folder(path, options) if path.is_dir() else _read_file(path, options)

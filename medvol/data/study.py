@@ -6,8 +6,11 @@ a DICOM folder. In a study every reference is absolute, so that it means the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
+
+from medvol.errors import MedvolError
 
 Task = Literal["classification", "regression", "segmentation", "unlabelled"]
 Label = str | float | None
@@ -116,6 +119,11 @@ class Draft:
     notes: tuple[str, ...] = ()
 
 
+def raise_refusal(refusal: MedvolError) -> None:
+    """Raise what a check refuses: what a study that is to be used is opened with."""
+    raise refusal
+
+
 @dataclass(frozen=True)
 class Options:
     """What a user may say about a source; see `medvol.data.sources.open_study`."""
@@ -129,3 +137,4 @@ class Options:
     laterality_matters: bool | None = None
     require_label: bool = True
     require_image: bool = True
+    report: Callable[[MedvolError], None] = raise_refusal

@@ -88,6 +88,7 @@ def test_the_printed_command_is_what_a_shell_splits_into_the_same_words():
 def test_options_may_stand_anywhere_and_take_one_word():
     words = ["--seed", "3", "B", "--lr=2", "D", "-o", "O", "--flag", "--low", "-160"]
     assert split_options(words) == (["B", "D", "-o", "O"], ["--seed", "3", "--lr=2", "--flag", "--low", "-160"])
+    assert split_options(["--low", "-160", "B"]) == (["B"], ["--low", "-160"])
     assert split_options(["B", "--output=O", "-h", "D"]) == (["B", "--output=O", "-h", "D"], [])
 
 

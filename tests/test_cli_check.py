@@ -1,0 +1,189 @@
+"""The command `medvol check`: every file opened, every finding named with its code, nothing stopped at the first."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvol.cli import main
+from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
+
+
+@pytest.fixture
+def check(tmp_path, capsys):
+    """Run the command; return exit code, findings by severity as (code, case), and what was printed."""
+
+    def run(source, *options):
+        file = tmp_path / "findings.json"
+        code = main(["check", str(source), "--json", str(file), *options])
+        facts = json.loads(file.read_text())
+        found = {
+            severity: {(one["code"], one["case"]) for one in facts["findings"] if one["severity"] == severity}
+            for severity in ("refused", "warning")
+        }
+        assert len(found["refused"]) == facts["refused"]
+        return code, found, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def edit():
+    """Change rows of a case table, given as dictionaries by case."""
+
+    def change(table, changes):
+        with table.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        for row in rows:
+            row.update(changes.get(row["case"], {}))
+        with table.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return rows
+
+    return change
+
+
+@pytest.fixture
+def organs(tmp_path):
+    return segmentation_cohort(tmp_path / "organs", patients=9, size=(18, 17, 16))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return classification_cohort(tmp_path / "pictures", patients=12, size=(22, 21, 20), layout="png")
+
+
+def cases_in(table, split):
+    with table.open(newline="") as stream:
+        return [row for row in csv.DictReader(stream) if row["split"] == split]
+
+
+def test_a_good_study_has_nothing_to_refuse(organs, pictures, check):
+    code, found, printed = check(organs)
+    assert (code, found["refused"]) == (0, set())
+    assert "0 refused" in printed
+    code, found, printed = check(pictures)
+    assert (code, found["refused"]) == (0, set())
+    assert "classification, images" in printed
+
+
+def test_every_damaged_file_of_a_segmentation_study_is_named_with_its_code(organs, check):
+    cut, gone, moved, small, odd, *_ = cases_in(organs, "train")
+    unknown = cases_in(organs, "test")[0]
+    folder = organs.parent
+    image = folder / cut["image"]
+    image.write_bytes(image.read_bytes()[:-200])
+    (folder / gone["label"]).unlink()
+
+    def rewrite(case, change, shift=(0, 0, 0)):
+        mask = nib.load(folder / case["label"])
+        affine = mask.affine.copy()
+        affine[:3, 3] += shift
+        nib.save(nib.Nifti1Image(change(np.asarray(mask.dataobj)), affine), folder / case["label"])
+
+    rewrite(moved, lambda voxels: voxels, shift=(0, 25, 0))
+    rewrite(small, lambda voxels: voxels[1:])
+    rewrite(odd, lambda voxels: voxels.astype(np.float32) + 0.5)
+    rewrite(unknown, lambda voxels: np.where(voxels == 1, 9, voxels))
+    for case in cases_in(organs, "val"):
+        rewrite(case, lambda voxels: np.where(voxels >= 3, 0, voxels))
+    code, found, printed = check(organs)
+    assert code == 1
+    assert found["refused"] == {
+        ("TRUNCATED", cut["case"]),
+        ("NOT_FOUND", gone["case"]),
+        ("GEOMETRY_MISMATCH", moved["case"]),
+        ("GEOMETRY_MISMATCH", small["case"]),
+        ("BAD_LABEL", odd["case"]),
+        ("BAD_LABEL", unknown["case"]),
+    }
+    assert "mask value 3 is in no case of val" in printed
+    lines = [line for line in printed.splitlines() if line.startswith("TRUNCATED")]
+    assert len(lines) == 1
+    assert f"{cut['case']}  {cut['image']}: " in lines[0]
+
+    _, found, _ = check(organs, "--resample-labels")
+    assert ("GEOMETRY_MISMATCH", moved["case"]) not in found["refused"]
+    assert ("BAD_LABEL", odd["case"]) in found["refused"]
+
+
+def test_what_is_wrong_with_the_table_does_not_hide_what_is_wrong_with_the_files(pictures, check, edit):
+    train, (val, *_), (test, *_) = (cases_in(pictures, split) for split in ("train", "val", "test"))
+    tiny, broken, gone, twice, unlabelled = train[:5]
+    Image.fromarray(np.zeros((5, 30), np.uint8)).save(pictures.parent / tiny["image"])
+    (pictures.parent / broken["image"]).write_bytes(b"\x89PNG\r\n\x1a\n and nothing else")
+    (pictures.parent / gone["image"]).unlink()
+    edit(
+        pictures,
+        {
+            twice["case"]: {"patient": test["patient"]},
+            unlabelled["case"]: {"label": ""},
+            val["case"]: {"split": "vall"},
+        },
+    )
+    code, found, _ = check(pictures)
+    assert code == 1
+    codes = {(code, case) for code, case in found["refused"] if code not in ("SPLIT_LEAK", "TRUNCATED", "BAD_IMAGE")}
+    assert codes == {
+        ("IMAGE_TOO_SMALL", tiny["case"]),
+        ("NOT_FOUND", gone["case"]),
+        ("NO_LABEL", unlabelled["case"]),
+        ("BAD_SPLIT", val["case"]),
+    }
+    assert "SPLIT_LEAK" in {code for code, _ in found["refused"]}
+    assert broken["case"] in {case for _, case in found["refused"]}
+
+
+def test_a_class_that_a_split_lacks_is_a_warning_and_no_refusal(pictures, check, edit):
+    edit(pictures, {row["case"]: {"label": "vessel"} for row in cases_in(pictures, "val")})
+    code, found, printed = check(pictures)
+    assert (code, found["refused"], found["warning"]) == (0, set(), {("CLASS_MISSING", "")})
+    assert "class 'aneurysm' has no case in val" in printed
+
+
+def test_channels_and_kinds_of_volumes_are_compared(tmp_path, check):
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(6):
+        for name, shape in (("a", (7, 8, 9)), ("b", (7, 8, 9 - (index == 2)))):
+            nib.save(
+                nib.Nifti1Image(rng.random(shape, dtype=np.float32), np.diag([1, 1.5, 3, 1])),
+                tmp_path / f"{index}{name}.nii",
+            )
+        rows.append([f"c{index}", f"{index}a.nii", f"{index}b.nii", index % 2])
+    for name in ("a", "b"):
+        np.save(tmp_path / f"4{name}.npy", rng.random((7, 8, 9)))
+    rows[4][1:3] = ["4a.npy", "4b.npy"]
+    lines = ["case,image:t1,image:t2,label", *(",".join(map(str, row)) for row in rows)]
+    table = tmp_path / "cases.csv"
+    table.write_text("\n".join(lines))
+    code, found, _ = check(table)
+    assert code == 1
+    assert found["refused"] == {("GEOMETRY_MISMATCH", "c2"), ("MIXED_GEOMETRY", "c4")}
+
+
+def test_a_case_without_an_image_is_left_to_fusion(pictures, check, edit):
+    case = cases_in(pictures, "train")[0]["case"]
+    edit(pictures, {case: {"image": ""}})
+    code, found, _ = check(pictures)
+    assert (code, found["refused"]) == (0, set())
+    assert ("NO_IMAGE", case) in found["warning"]
+
+
+def test_a_table_of_features_has_no_file_to_open(tmp_path, check):
+    table = classification_cohort(tmp_path / "c", patients=15, layout="csv")
+    code, found, printed = check(table)
+    assert (code, found["refused"]) == (0, set())
+    assert "0 files opened" in printed
+
+
+def test_what_is_no_study_is_one_finding(tmp_path, check):
+    (tmp_path / "empty").mkdir()
+    code, found, printed = check(tmp_path / "empty")
+    assert (code, found["refused"]) == (1, {("EMPTY_DATASET", "")})
+    assert "could not be read as a study" in printed
