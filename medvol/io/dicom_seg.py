@@ -21,6 +21,8 @@ from medvol.io.dicom_geometry import COSINE_TOLERANCE, STEP_TOLERANCE
 from medvol.io.dicom_seg_file import Frame, frames_of, iterate_masks, references_of
 from medvol.io.dicom_target import GRID_TOLERANCE, Target, require_same_frame
 from medvol.io.label_canvas import Canvas, Index
+from medvol.io.options import ReadOptions
+from medvol.io.voxels import require_size
 
 _Array = npt.NDArray[Any]
 
@@ -71,13 +73,17 @@ def paint_segmentation(
     if problem is None:
         canvas = Canvas(target.shape, list(values.values()), separate=separate)
         lost = _paint(dataset, path, frames, places, canvas, values)
+        _require_inside(canvas, lost, path)
         return canvas, notes + ((f"{lost} labelled voxels lie outside the image",) if lost else ())
     if not resample:
         raise problem
     affine, count = own_grid(frames, path)
+    require_size(2 * count * size[0] * size[1], path, ReadOptions())
     own = Canvas((*size, count), list(values.values()), separate=separate)
     _paint(dataset, path, frames, [place_frame(frame.affine, size, affine) for frame in frames], own, values)
+    there = int(np.count_nonzero(own.labels))
     own.labels = _nearest(own.labels, affine, target)
+    _require_inside(own, there, path)
     return own, (*notes, "resampled to the image's nearest voxels as asked for")
 
 
@@ -156,6 +162,13 @@ def _paint(
             if index:
                 canvas.paint(index, kept, values[segment])
     return lost
+
+
+def _require_inside(canvas: Canvas, labelled: int, path: Path) -> None:
+    """Raise `GEOMETRY_MISMATCH` when structures were drawn and none of their voxels lies in the image."""
+    if labelled and not canvas.labels.any():
+        found = f"{labelled} labelled voxels, all outside the image"
+        raise _mismatch(path, found, "structures within the image", "name the image that it was drawn on")
 
 
 def _aligned(pixels: _Array, place: Placement, shape: Sequence[int]) -> tuple[Index, _Array]:

@@ -153,8 +153,12 @@ def _decoded(dataset: Any, path: Path) -> Iterator[npt.NDArray[Any]]:
     from pydicom.pixels import get_decoder, iter_pixels
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated and not get_decoder(syntax).available_plugins:
-        fix = "pip install imagecodecs pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+    try:
+        can_decode = not syntax.is_encapsulated or bool(get_decoder(syntax).available_plugins)
+    except NotImplementedError:  # a compression that pydicom does not know, such as video
+        can_decode = False
+    if not can_decode:
+        fix = "pip install pyjpegls pylibjpeg pylibjpeg-openjpeg"
         raise _refusal("NEED_CODEC", path, f"compression {syntax.name}"[:60], fix)
     yield from iter_pixels(dataset, raw=True)
 

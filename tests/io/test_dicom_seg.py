@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG2MPML, ExplicitVRLittleEndian
 
 from medvol.errors import MedvolError
 from medvol.io.labels import read_label, read_label_channels
@@ -255,6 +257,28 @@ def test_voxels_outside_the_image_are_counted(tmp_path, image, truth, right_affi
     np.testing.assert_array_equal(label.volume.array, expected)
     lost = int((truth > 0).sum() - (expected > 0).sum())
     assert label.volume.notes == (f"{lost} labelled voxels lie outside the image",)
+
+
+def test_a_segmentation_beside_its_image_is_refused_and_not_read_as_empty(
+    tmp_path, image, truth, right_affine, write_seg, refused
+):
+    shift = np.eye(4)
+    for steps in (20.0, 20.3):
+        shift[2, 3] = steps
+        ref = write_seg(tmp_path / "seg.dcm", masks_of(truth), matrix=right_affine @ shift)
+        with refused("GEOMETRY_MISMATCH", f"{(truth > 0).sum()} labelled voxels, all outside"):
+            read_label(ref, image, resample=True)
+
+
+def test_a_compression_that_nothing_decodes_is_named(tmp_path, image, truth, write_seg, refused):
+    ref = write_seg(tmp_path / "seg.dcm", masks_of(truth), kind="LABELMAP")
+    dataset = dcmread(ref)
+    dataset.PixelData = encapsulate([b"video"] * int(dataset.NumberOfFrames))
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
+    dataset.save_as(ref, enforce_file_format=True)
+    with refused("NEED_CODEC", "MPEG2", "pip install"):
+        read_label(ref, image)
 
 
 def test_a_folder_with_one_segmentation_names_it_and_several_need_a_uid(tmp_path, image, truth, write_seg, refused):
