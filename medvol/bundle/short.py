@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import medvol
-from medvol.errors import MedvolError, nearest
+from medvol.errors import MedvolError, find_refusal, nearest
 
 MODES = {"train": ("train",), "evaluate": ("train", "evaluate"), "predict": ("inference",)}
 """The configuration files of each command, in the order in which MONAI merges them."""
@@ -134,6 +134,7 @@ def run_bundle(command: Sequence[str]) -> None:
     """Run a command in this process as `python -m monai.bundle` would.
 
     Raises:
+        MedvolError: `NO_WEIGHTS` with where the short commands keep them.
         Exception: Whatever the run raises; a refusal may be wrapped, see `medvol.errors.find_refusal`.
         SystemExit: With 3 when some cases could not be read.
     """
@@ -144,6 +145,12 @@ def run_bundle(command: Sequence[str]) -> None:
     sys.argv = [PROGRAM, *command]
     try:
         fire.Fire({"run": run}, name=PROGRAM)
+    except Exception as error:
+        refusal = find_refusal(error)
+        if refusal is None or refusal.code != "NO_WEIGHTS":
+            raise
+        fix = "`medvol train BUNDLE DATA -o OUT` writes them to OUT/models; pass that as --model_dir"
+        raise MedvolError(refusal.code, file=refusal.file, found=refusal.found, fix=fix) from error
     finally:
         sys.argv, sys.excepthook = before
 

@@ -148,6 +148,8 @@ def test_a_study_is_trained_on_measured_and_predicted_and_a_broken_case_gives_ex
     assert len(rows_of(Path("p/predictions.csv"))) == 3
     assert main(["predict", "cnn2d_classification", str(scans / images[0].name), "-o", "q", *model]) == 1
     assert main(["predict", "cnn2d_classification", str(scans), "-o", "q", *model, "--batch_sise", "8"]) == 1
+    assert main(["predict", "cnn2d_classification", str(scans), "-o", "q", *quiet, "--model_dir", "nowhere"]) == 1
     error = capsys.readouterr().err
     assert "medvol: UNKNOWN_OPTION: --batch_sise" in error
+    assert "medvol: NO_WEIGHTS: nowhere/model.pt: no trained weights; `medvol train BUNDLE DATA -o OUT` writes" in error
     assert "Traceback" not in error
