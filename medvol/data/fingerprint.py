@@ -209,10 +209,12 @@ def _require_one_name(names: dict[int, str], found: Mapping[int, str], case: str
     for value, name in found.items():
         other = names.setdefault(value, name)
         if other.casefold() != name.casefold() or known.get(name.casefold(), value) != value:
+            number = known.get(name.casefold(), value)
+            before = f"value {number}" if number != value else f"'{other[:40]}' had it"
             raise MedvolError(
                 "BAD_LABEL",
                 case=case,
-                found=f"'{name[:40]}' as value {value}, which was '{other[:40]}' or another value in cases before",
+                found=f"'{name[:40]}' as value {value}; in cases before {before}",
                 expected="one value for each structure",
                 fix="list the structures behind every label in one order, as in seg.dcm#liver;tumour?",
             )

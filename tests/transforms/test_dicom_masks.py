@@ -111,7 +111,7 @@ def test_a_structure_with_two_values_in_the_training_masks_is_refused_with_the_c
         take_fingerprint(study, show_progress=False)
     assert caught.value.code == "BAD_LABEL"
     assert caught.value.case == "c1"
-    assert "'tumour' as value 1" in str(caught.value)
+    assert "'tumour' as value 1; in cases before value 2" in str(caught.value)
     assert len(str(caught.value)) <= 300
 
 
