@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from medvol.cli import main
+from medvol.io.labels import LabelMap
+from medvol.io.read import read_volume
 from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
 
@@ -187,3 +189,21 @@ def test_what_is_no_study_is_one_finding(tmp_path, check):
     code, found, printed = check(tmp_path / "empty")
     assert (code, found["refused"]) == (1, {("EMPTY_DATASET", "")})
     assert "could not be read as a study" in printed
+
+
+def test_a_structure_has_one_value_in_all_masks_that_name_theirs(organs, check, monkeypatch):
+    *_, last = cases_in(organs, "train")
+    other = cases_in(organs, "test")[0]["case"]
+    swapped = {last["case"], other}
+
+    def named(reference, image, *, resample):
+        names = {1: "Liver", 2: "tumour"}
+        case = next(row["case"] for row in rows if reference.endswith(row["label"]))
+        return LabelMap(read_volume(reference), {1: "tumour", 2: "liver"} if case in swapped else names)
+
+    rows = [row for split in ("train", "val", "test") for row in cases_in(organs, split)]
+    monkeypatch.setattr("medvol.bundle.check.find_label", lambda reference: reference)
+    monkeypatch.setattr("medvol.bundle.check.read_label", named)
+    code, found, _ = check(organs)
+    assert code == 1
+    assert found["refused"] == {("BAD_LABEL", case) for case in swapped}

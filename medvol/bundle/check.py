@@ -26,11 +26,11 @@ from medvol.data.splits import assign_splits
 from medvol.data.study import SPLITS, Case, Study
 from medvol.errors import MedvolError, find_refusal
 from medvol.geometry import Volume
-from medvol.io.labels import find_label, read_label
+from medvol.io.labels import LabelMap, find_label, read_label
 from medvol.io.monai_readers import VolumeReader
 from medvol.transforms.images import RequireImaged
 from medvol.transforms.load import LoadVolumed
-from medvol.transforms.masks import OntoImaged, class_indices
+from medvol.transforms.masks import OntoImaged, class_indices, require_structures
 from medvol.transforms.preprocess import RequireVolumed
 
 REFUSED, WARNING = "refused", "warning"
@@ -103,6 +103,7 @@ class _Found:
     findings: list[Finding] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     values: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the mask of each case
+    names: dict[str, dict[int, str]] = field(default_factory=dict)  # of its structures, where the mask tells them
     opened: int = 0
 
     def refuse(self, refusal: MedvolError) -> None:
@@ -231,9 +232,11 @@ def _check_case(case: Case, study: Study, kind: str, steps: Sequence[Transform],
     keys, steps = [IMAGE], list(steps)
     if study.task == "segmentation" and case.label is not None:
         item[MASK], keys = str(case.label), [IMAGE, MASK]
-        read[item[MASK]] = mask = found.attempt(partial(_mask, case, steps), case.case)
+        label: LabelMap | None = found.attempt(partial(_mask, case, steps), case.case)
+        read[item[MASK]] = mask = label and label.volume
         counts = mask and found.attempt(partial(value_counts, mask.array, case=case.case), case.case)
         found.values[case.case] = tuple(sorted(counts or ()))
+        found.names[case.case] = dict(label.names) if label else {}
     elif study.task == "segmentation":
         steps = steps[:1]  # a case without its mask, which was refused already
     found.opened += len(read)
@@ -257,22 +260,26 @@ def _image(case: Case, reference: str, study: Study, kind: str) -> Volume:
     return read_3d(case.case, reference, channels=len(case.image) < len(study.channels))
 
 
-def _mask(case: Case, steps: Sequence[Transform]) -> Volume:
+def _mask(case: Case, steps: Sequence[Transform]) -> LabelMap:
     reference = str(case.label)
     if find_label(reference) is None:
-        return read_3d(case.case, reference)
+        return LabelMap(read_3d(case.case, reference))
     resample = any(step.resample for step in steps if isinstance(step, OntoImaged))
-    return read_label(reference, case.image[0], resample=resample).volume
+    return read_label(reference, case.image[0], resample=resample)
 
 
 def _check_values(study: Study, found: _Found) -> None:
-    """Refuse masks of val and test with values that no training mask has, as evaluation will."""
+    """Refuse masks of val and test with values that no training mask has, and structures with two values."""
     known = _values(study, found, "train")
     for case in study.cases:
         values = found.values.get(case.case, ())
         if known and values and case.split != "train":
             known_values = sorted({0, *known})
             found.attempt(partial(class_indices, np.array(values), known_values, case=case.case))
+    train = [found.names.get(case.case, {}) for case in study.cases if case.split == "train"]
+    value_of = {name.casefold(): value for names in reversed(train) for value, name in names.items()}
+    for name, names in found.names.items():
+        found.attempt(partial(require_structures, names, np.array(found.values[name]), value_of), name)
 
 
 def _values(study: Study, found: _Found, split: str) -> Counter[int]:
