@@ -31,6 +31,7 @@ def classification_study(
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     label_column: str = "label",
     classes: Sequence[str] = (),
+    layout: str = "nifti",
 ) -> Study:
     """Return a labelled, split classification study of images and write its table to `output_dir/cases.csv`.
 
@@ -42,14 +43,12 @@ def classification_study(
         label_column: Column that holds the class.
         classes: Class names in their order, the positive one of two last; those of a trained model when it is
             evaluated. Empty: read off the labels, sorted.
+        layout: Of the synthetic cohort: `nifti` for volumes, `png` for slices of them.
 
     Raises:
         MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind.
     """
-    if dataset_dir:
-        study = open_study(str(dataset_dir), label_column=label_column, classes=tuple(classes))
-    else:
-        study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER), classes=COHORT_CLASSES)
+    study = _opened(dataset_dir, output_dir, layout, label_column=label_column, classes=tuple(classes))
     require_task(study, "classification")
     require_images(study)
     return _recorded(assign_splits(study, fractions=tuple(fractions), seed=split_seed), output_dir)
@@ -79,12 +78,8 @@ def tabular_study(
     Raises:
         MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind.
     """
-    if dataset_dir:
-        study = open_study(
-            str(dataset_dir), label_column=label_column, patient_column=patient_column, classes=tuple(classes)
-        )
-    else:
-        study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, "csv"), classes=COHORT_CLASSES)
+    options = {"label_column": label_column, "patient_column": patient_column, "classes": tuple(classes)}
+    study = _opened(dataset_dir, output_dir, "csv", **options)
     require_task(study, "classification")
     require_features(study)
     return _recorded(assign_splits(study, fractions=tuple(fractions), seed=split_seed), output_dir)
@@ -134,10 +129,8 @@ def fusion_study(
         MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind, or one without images
             or without covariates.
     """
-    if dataset_dir:
-        study = open_study(str(dataset_dir), label_column=label_column, classes=tuple(classes), require_image=False)
-    else:
-        study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER), classes=COHORT_CLASSES)
+    options = {"label_column": label_column, "classes": tuple(classes), "require_image": False}
+    study = _opened(dataset_dir, output_dir, "nifti", **options)
     require_task(study, "classification")
     require_features(study)
     study = assign_splits(study, fractions=tuple(fractions), seed=split_seed)
@@ -198,7 +191,12 @@ def segmentation_study(
 
 
 def cases_to_predict(
-    dataset_dir: str, output_dir: str | Path, *, task: str = "classification", require_image: bool = True
+    dataset_dir: str,
+    output_dir: str | Path,
+    *,
+    task: str = "classification",
+    require_image: bool = True,
+    layout: str = "nifti",
 ) -> Study:
     """Return the cases to predict: a table, a folder, a DICOM tree or one file; labels are not needed.
 
@@ -209,6 +207,7 @@ def cases_to_predict(
         output_dir: Where the cohort is made if there is no source.
         task: Which cohort.
         require_image: Whether a row of a table must name an image.
+        layout: Of the classification cohort: `nifti` for volumes, `png` for slices of them.
 
     Raises:
         MedvolError: Whatever is wrong with the source.
@@ -220,7 +219,7 @@ def cases_to_predict(
             require_images(study)
         return study
     folder = Path(output_dir) / COHORT_FOLDER
-    made = str(segmentation_cohort(folder)) if task == "segmentation" else _synthetic_cohort(folder)
+    made = str(segmentation_cohort(folder)) if task == "segmentation" else _synthetic_cohort(folder, layout)
     study = open_study(made, task=read_as)
     return replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
 
@@ -251,6 +250,13 @@ def describe(study: Study) -> str:
     return f"Study: {', '.join(parts)}{classes}"
 
 
-def _synthetic_cohort(folder: Path, layout: str = "nifti") -> str:
+def _opened(dataset_dir: str, output_dir: str | Path, layout: str, **options: Any) -> Study:
+    """Return the user's study, or the synthetic one, whose columns and classes are its own."""
+    if dataset_dir:
+        return open_study(str(dataset_dir), **options)
+    return open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, layout), classes=COHORT_CLASSES)
+
+
+def _synthetic_cohort(folder: Path, layout: str) -> str:
     logger.info("No --dataset_dir: using a synthetic cohort, vessels with and without an aneurysm, in %s", folder)
     return str(classification_cohort(folder, layout=layout))

@@ -1,6 +1,6 @@
 """Seconds per training epoch of each classification bundle against Keras on its torch backend, in one run.
 
-    python tests/benchmarks/bench_keras.py [--bundles conv3d cnn2d] [--epochs 3] [--scale 1.0]
+    python tests/benchmarks/bench_keras.py [--bundles conv3d cnn2d] [--epochs 3]
 
 medvol's epoch is the bundle's own train.json as `python -m monai.bundle run` runs it: cache, whole-batch augmentation,
 averaged weights, measured precision. Keras' epoch is `model.fit` on arrays in memory, float32, without augmentation: it
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import logging
 import os
 import tempfile
@@ -224,8 +225,6 @@ def keras_mlp(keras: Any, shape: tuple[int, ...]) -> Any:
 
 def default_batch(setting: Setting) -> int:
     """Return the batch size that the bundle trains with."""
-    import json
-
     values = json.loads((BUNDLES / setting.folder / "configs" / "train.json").read_text())
     return int(setting.options.get("batch_size", values["batch_size"]))
 

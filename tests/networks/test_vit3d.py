@@ -12,7 +12,7 @@ from medvol.errors import MedvolError
 from medvol.networks.swin_unetr import swin_unetr
 from medvol.networks.swin_weights import load_swin_unetr_weights
 from medvol.networks.vit3d import load_monai_vit, swin_classifier, vit3d
-from medvol.networks.vit_blocks import VisionTransformer, VitLayout, fit_positions
+from medvol.networks.vit_blocks import Attention, VisionTransformer, VitLayout, fit_positions
 
 SMALL = VitLayout(patch_size=4, width=24, depth=2, heads=3, mlp_width=40, qkv_bias=False)
 AS_SMALL = {"patch_size": 4, "hidden_size": 24, "num_layers": 2, "num_heads": 3, "mlp_dim": 40}
@@ -229,3 +229,12 @@ def test_it_survives_torchscript():
     network = vit3d(1, 2, spatial_size=(8, 8, 12)).eval()
     volumes = torch.randn(2, 1, 8, 8, 12)
     torch.testing.assert_close(torch.jit.script(network)(volumes), network(volumes))
+
+
+def test_plain_products_in_bfloat16_answer_as_the_fused_kernel_does():
+    torch.manual_seed(0)
+    attention = Attention(SMALL).bfloat16()
+    tokens = torch.randn(2, 9, SMALL.width).bfloat16()
+    plain = attention(tokens)
+    attention.plain_up_to = 0
+    torch.testing.assert_close(plain, attention(tokens), atol=0.01, rtol=0.02)
