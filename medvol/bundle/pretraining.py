@@ -32,7 +32,7 @@ from medvol.report.classification import can_draw
 from medvol.training.budget import MakeNetwork
 from medvol.training.checkpoint import count_parameters
 from medvol.training.handlers import TrainingHistory
-from medvol.training.plan import Plan, PlanOptions, make_plan
+from medvol.training.plan import Plan, PlanOptions, log_plan, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +135,7 @@ def plan_unlabelled(study: Study, make_network: MakeNetwork, **stated: Any) -> P
     labelled = replace(study, classes=(BACKGROUND, "structure"))
     plan = make_plan(labelled, fingerprint, make_network, PlanOptions(**stated))
     plan = replace(plan, facts=replace(plan.facts, classes=(), label_values=()))
-    shown = plan.options()
-    for name, reason in plan.reasons.items():
-        if name != "structures":
-            logger.info("Plan: %s %s: %s", name, shown.get(name, ""), reason)
+    log_plan(plan, without=["structures"])
     return plan
 
 

@@ -181,12 +181,23 @@ def plan_segmentation(  # noqa: PLR0913 - one keyword per number that a user may
         show_progress=show_progress,
     )
     plan = make_segmentation_plan(study, make_network, options)
+    log_plan(plan)
+    return plan
+
+
+def log_plan(plan: Plan, *, without: Sequence[str] = ()) -> None:
+    """Log every number of a plan with its reason, and warn of its notes.
+
+    Args:
+        plan: The plan.
+        without: Names that are not to be told of.
+    """
     for note in plan.notes:
         logger.warning("%s", note)
     values = {**plan.options(), "memory": f"{plan.predicted_memory_gb:.1f} GB"}
     for name, reason in plan.reasons.items():
-        logger.info("Plan: %s %s: %s", name, values.get(name, ""), reason)
-    return plan
+        if name not in without:
+            logger.info("Plan: %s %s: %s", name, values.get(name, ""), reason)
 
 
 def make_segmentation_plan(study: Study, make_network: MakeNetwork, options: PlanOptions) -> Plan:
