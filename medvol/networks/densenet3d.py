@@ -6,6 +6,7 @@ smallest legal size is known beforehand and a preset keeps enough resolution for
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -35,8 +36,13 @@ class DenseNet3D(DenseNet):
         super().__init__(
             spatial_dims=3, in_channels=in_channels, out_channels=num_outputs, dropout_prob=dropout, **layout
         )
+        # The same convolution of a volume that was padded before: of one that pads itself, oneDNN leaves a part of the
+        # weight's gradient unset when the first axis is as long as the kernel (torch 2.13).
+        pad = nn.ConstantPad3d(self.features.conv0.padding[0], 0.0)
+        self.features.conv0.padding = (0, 0, 0)
         if not preset["pool_stem"]:
             self.features.pool0 = nn.Identity()
+        self.features = nn.Sequential(OrderedDict(pad0=pad, **dict(self.features.named_children())))
         self.smallest = smallest_size(len(preset["block_config"]), pool_stem=preset["pool_stem"])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medvol.errors import MedvolError
+from medvol.inference.memory import keep_freed_memory
 from medvol.networks.conv3d import conv3d
 from medvol.networks.densenet3d import densenet3d, smallest_size
 from medvol.networks.resnet3d import resnet3d
@@ -86,3 +87,18 @@ def test_conv3d_refuses_a_size_that_its_poolings_reduce_to_nothing():
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(MedvolError, match="UNKNOWN_OPTION: preset 'compct'; expected compact or 121"):
         densenet3d(1, 2, spatial_size=(28, 28, 28), preset="compct")
+
+
+def test_the_stem_of_densenet3d_leaves_no_gradient_unset_whatever_lay_in_memory():
+    # oneDNN's weight gradient of a padded stride 2 convolution leaves a plane of the kernel as malloc gave it when the
+    # first axis is as long as the kernel; freed blocks of nan make that visible.
+    keep_freed_memory()
+    network = densenet3d(2, 3, spatial_size=(7, 16, 16))
+    stem = network.features[: list(dict(network.features.named_children())).index("conv0") + 1]
+    for _ in range(20):
+        network.zero_grad()
+        loss = stem(torch.randn(4, 2, 7, 16, 16)).square().sum()
+        blocks = [torch.full((size,), torch.nan) for size in (21_952, 22_000, 30_000, 100_000, 1_000_000) * 6]
+        del blocks
+        loss.backward()
+        assert bool(network.features.conv0.weight.grad.isfinite().all())
