@@ -38,11 +38,12 @@ class DenseNet3D(DenseNet):
         )
         # The same convolution of a volume that was padded before: of one that pads itself, oneDNN leaves a part of the
         # weight's gradient unset when the first axis is as long as the kernel (torch 2.13).
-        pad = nn.ConstantPad3d(self.features.conv0.padding[0], 0.0)
-        self.features.conv0.padding = (0, 0, 0)
+        stages: dict[str, Any] = dict(self.get_submodule("features").named_children())
+        pad = nn.ConstantPad3d(stages["conv0"].padding[0], 0.0)
+        stages["conv0"].padding = (0, 0, 0)
         if not preset["pool_stem"]:
-            self.features.pool0 = nn.Identity()
-        self.features = nn.Sequential(OrderedDict(pad0=pad, **dict(self.features.named_children())))
+            stages["pool0"] = nn.Identity()
+        self.features = nn.Sequential(OrderedDict(pad0=pad, **stages))
         self.smallest = smallest_size(len(preset["block_config"]), pool_stem=preset["pool_stem"])
 
     def forward(self, x: Tensor) -> Tensor:
