@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "medvol"
 
 LAYERS = [
     "cli",
+    "commands",
     "bundle",
     "report",
     "explain",

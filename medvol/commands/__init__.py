@@ -1,0 +1,1 @@
+"""The commands of `medvol`, a module each: `add` its arguments, `run` one library call. The only place that prints."""
