@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.errors import MedvolError
-from medvol.io.dicom_header import SliceHeader, Stored
+from medvol.io.dicom_header import SliceHeader
+from medvol.io.dicom_stored import Stored
 
 # Transfer syntaxes by what decodes them; 8-bit JPEG is left to pydicom.
 _JPEG_12_BIT = "1.2.840.10008.1.2.4.51"

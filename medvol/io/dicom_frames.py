@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from medvol.errors import MedvolError
-from medvol.io.dicom_header import Numbers, SliceHeader, numbers
-from medvol.io.dicom_tags import frame_tags
+from medvol.io.dicom_header import SliceHeader
+from medvol.io.dicom_stored import Numbers, numbers
+from medvol.io.dicom_tags import frame_scale, frame_tags
 
 
 def expand(dataset: Any, header: SliceHeader) -> tuple[SliceHeader, ...]:
@@ -43,6 +44,8 @@ def _frame(own: Any, shared: Any, header: SliceHeader, index: int) -> SliceHeade
         rescale=(slope[0] if slope else header.rescale[0], intercept[0] if intercept else header.rescale[1]),
         tags=frame_tags(own, shared, header.tags),
         frame=index,
+        scale=frame_scale(own, shared),
+        has_real_world=header.has_real_world or any("RealWorldValueMappingSequence" in one for one in groups),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvol.errors import MedvolError
-from medvol.io.dicom_header import Numbers, SliceHeader, is_dicom, read_slice_headers
+from medvol.io.dicom_header import SliceHeader, is_dicom, read_slice_headers
 from medvol.io.dicom_select import IMAGE_TAGS, Selection, fragment_of, select, tag_of
+from medvol.io.dicom_stored import Numbers
 from medvol.io.files import cannot_read, walk_files
 
 ORIENTATION_TOLERANCE = 1e-3

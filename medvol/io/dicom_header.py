@@ -6,7 +6,6 @@ multi-frame file; both are a `SliceHeader`, and nothing behind this module needs
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any
 
 from medvol.errors import MedvolError
 from medvol.io.dicom_file import check_inflated_size, dicom_errors, pixel_place, truncated
-from medvol.io.dicom_tags import FILE_TAGS, file_tags
+from medvol.io.dicom_stored import Numbers, Stored, numbers, stored_of, whole
+from medvol.io.dicom_tags import FILE_TAGS, PHILIPS_TAGS, file_tags, philips_scale
 from medvol.io.dicom_walk import walk_header
 
 _MOSAIC_COUNT = 0x0019100A  # Siemens: NumberOfImagesInMosaic
@@ -28,32 +28,10 @@ _TAGS = (
     *("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient", "ImagerPixelSpacing"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationType"),
     *("ConcatenationUID", "ImagesInAcquisition", "PixelPaddingValue", "PixelPaddingRangeLimit", _MOSAIC_COUNT),
+    *("RealWorldValueMappingSequence", *PHILIPS_TAGS),
 )
 
 _WANTED = (*_TAGS, *FILE_TAGS)
-
-Numbers = tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How the pixels of a file stand in it.
-
-    Args:
-        bits_allocated: Bits per voxel in the file, 8 or 16.
-        bits_stored: Bits that carry the value; others may hold an overlay.
-        high_bit: The highest of these.
-        is_signed: Whether they are a two's complement.
-        offset: First byte of the first frame of native little-endian pixels, 0 where pydicom must find them.
-        padding: Lowest and highest stored value that stands for "nothing was measured here".
-    """
-
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    is_signed: bool
-    offset: int = 0
-    padding: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +67,8 @@ class SliceHeader:
         expected_count: Images In Acquisition, None when absent; used in notes only.
         tags: Name and value of what may tell volumes of one series apart, see `medvol.io.dicom_tags`.
         frame: Index of the frame in its file.
+        scale: Philips' private scale slope, None where there is none.
+        has_real_world: Whether a real world value map gives other values than the rescale.
         problem: Why the voxels cannot be read, if they cannot.
     """
 
@@ -120,6 +100,8 @@ class SliceHeader:
     expected_count: int | None = None
     tags: tuple[tuple[str, str], ...] = ()
     frame: int = 0
+    scale: float | None = None
+    has_real_world: bool = False
     problem: MedvolError | None = None
 
     @property
@@ -171,25 +153,6 @@ def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
         return expand(dataset, header)
 
 
-def numbers(dataset: Any, keyword: str, count: int) -> Numbers | None:
-    """Return a decimal attribute's values; None when absent or empty."""
-    value = dataset.get(keyword)
-    if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
-        return None
-    values = tuple(
-        float(one) for one in (value if hasattr(value, "__len__") and not isinstance(value, str) else [value])
-    )
-    if len(values) != count or not all(math.isfinite(one) for one in values):
-        raise ValueError(f"{keyword} has {len(values)} values, some perhaps not finite")
-    return values
-
-
-def whole(dataset: Any, keyword: str) -> int | None:
-    """Return an integer attribute; None when absent or empty."""
-    value = dataset.get(keyword)
-    return None if value in (None, "") else int(value)
-
-
 def _slice_header(
     dataset: Any, path: Path, offset: int, problem: MedvolError | None, *, is_enhanced: bool
 ) -> SliceHeader:
@@ -213,7 +176,7 @@ def _slice_header(
         frames=whole(dataset, "NumberOfFrames") or 1,
         is_enhanced=is_enhanced,
         photometric=text("PhotometricInterpretation"),
-        stored=_stored(dataset, offset),
+        stored=stored_of(dataset, offset),
         syntax=str(getattr(dataset.file_meta, "TransferSyntaxUID", "")),
         spacing=numbers(dataset, "PixelSpacing", 2),
         detector_spacing=numbers(dataset, "ImagerPixelSpacing", 2),
@@ -226,31 +189,10 @@ def _slice_header(
         is_capture="Secondary Capture" in _class_name(dataset),
         expected_count=whole(dataset, "ImagesInAcquisition"),
         tags=file_tags(dataset),
+        scale=philips_scale(dataset),
+        has_real_world="RealWorldValueMappingSequence" in dataset,
         problem=problem,
     )
-
-
-def _stored(dataset: Any, offset: int) -> Stored:
-    allocated = whole(dataset, "BitsAllocated") or 0
-    bits = whole(dataset, "BitsStored") or allocated
-    high, is_signed = whole(dataset, "HighBit"), whole(dataset, "PixelRepresentation") == 1
-    low, limit = (
-        _padding(dataset, keyword, bits, is_signed) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    )
-    span = None if low is None else sorted((low, low if limit is None else limit))
-    padding = None if span is None else (span[0], span[1])
-    return Stored(allocated, bits, bits - 1 if high is None else high, is_signed, offset, padding)
-
-
-def _padding(dataset: Any, keyword: str, bits: int, is_signed: bool) -> int | None:
-    """Return a padding value as the stored value that it means; scanners write it signed and unsigned alike."""
-    value = dataset.get(keyword)
-    if isinstance(value, bytes):  # implicit encoding does not say which of the two it is
-        value = int.from_bytes(value[:2], "little" if dataset.original_encoding[1] else "big") if value else None
-    if value in (None, "") or not 1 <= bits <= 16:
-        return None
-    value = int(value) & ((1 << bits) - 1)
-    return value - (1 << bits) if is_signed and value >> (bits - 1) else value
 
 
 def _texts(value: Any) -> tuple[str, ...]:

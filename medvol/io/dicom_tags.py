@@ -6,6 +6,7 @@ of a frame. Values are short texts. Clock times count by their rank among the im
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -62,6 +63,10 @@ _OF_FRAME: Mapping[str, tuple[Steps, ...]] = {
 }
 _DIMENSIONS = tuple(f"Dimension{index + 1}" for index in range(8))
 
+_PHILIPS_CREATOR, _PHILIPS_SCALE, _PHILIPS_FRAME = 0x20050010, 0x2005100E, 0x2005140F
+PHILIPS_TAGS = (_PHILIPS_CREATOR, _PHILIPS_SCALE)
+"""Private attributes that `philips_scale` needs."""
+
 CLOCK_TAGS = ("AcquisitionTime", "ContentTime")
 """Tags whose values are times of the day: only their order is used."""
 
@@ -94,6 +99,30 @@ def frame_tags(own: Any, shared: Any, of_file: tuple[tuple[str, str], ...]) -> t
         values = indices if hasattr(indices, "__len__") else [indices]
         found |= {name: str(int(one)) for name, one in zip(_DIMENSIONS, values, strict=False)}
     return tuple(found.items())
+
+
+def philips_scale(dataset: Any) -> float | None:
+    """Return the scale slope (2005,100E) of a Philips MR: pixels divided by it have the scanner's own unit.
+
+    None where there is none, or where the block belongs to another program.
+    """
+    creator = _text(_look_up(dataset, (_PHILIPS_CREATOR,)))
+    value = _look_up(dataset, (_PHILIPS_SCALE,))
+    if isinstance(value, bytes):
+        value = struct.unpack("<f", value)[0] if len(value) == 4 else None
+    if value is None or not creator.startswith("Philips MR Imaging"):
+        return None
+    scale = float(value)
+    return scale if math.isfinite(scale) and scale > 0 else None
+
+
+def frame_scale(own: Any, shared: Any) -> float | None:
+    """Return the Philips scale slope of a frame, which stands in a private sequence of its functional groups."""
+    for groups in (own, shared):
+        items = _look_up(groups, (_PHILIPS_FRAME,))
+        if items is not None and not isinstance(items, bytes | str) and len(items):
+            return philips_scale(items[0])
+    return None
 
 
 def plain_text(text: str) -> str:

@@ -30,8 +30,9 @@ from medvol.errors import MedvolError
 from medvol.geometry import apply_affine
 from medvol.io import ReadOptions, read_volume
 from medvol.io.dicom_codecs import codec_problem, extract_bits
-from medvol.io.dicom_header import Stored, read_slice_headers
+from medvol.io.dicom_header import read_slice_headers
 from medvol.io.dicom_series import list_series
+from medvol.io.dicom_stored import Stored
 
 TOLERANCE_MM = 0.03
 TRAPS: dict[str, tuple[Callable, str]] = {}
