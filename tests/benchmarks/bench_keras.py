@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keras_models import keras_cnn2d, keras_conv3d, keras_mlp
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 
@@ -171,56 +172,6 @@ def wrapped_network(name: str, setting: Setting) -> Any:
         "vit2d": lambda: vit2d(channels, 2, spatial_size=size, preset="compact"),
     }
     return build[name]()
-
-
-def keras_conv3d(keras: Any, shape: tuple[int, ...]) -> Any:
-    """Return the model of the Keras 3D classification example."""
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input(shape),
-            layers.Conv3D(32, 3, activation="relu"),
-            layers.MaxPooling3D(2),
-            layers.Conv3D(64, 3, activation="relu"),
-            layers.MaxPooling3D(2),
-            layers.Flatten(),
-            layers.Dense(128, activation="relu"),
-            layers.Dense(1, activation="sigmoid"),
-        ]
-    )
-
-
-def keras_cnn2d(keras: Any, shape: tuple[int, ...]) -> Any:
-    """Return the model of the Keras 2D classification example."""
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input(shape),
-            layers.Conv2D(32, 3, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu"),
-            layers.Dense(1, activation="sigmoid"),
-        ]
-    )
-
-
-def keras_mlp(keras: Any, shape: tuple[int, ...]) -> Any:
-    """Return the model of the Keras tabular example."""
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input(shape),
-            layers.Dense(64, activation="relu"),
-            layers.Dropout(0.2),
-            layers.Dense(64, activation="relu"),
-            layers.Dropout(0.2),
-            layers.Dense(1, activation="sigmoid"),
-        ]
-    )
 
 
 def default_batch(setting: Setting) -> int:

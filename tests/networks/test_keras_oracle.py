@@ -9,6 +9,7 @@ is corrected, torch adds it behind, so that in step t torch needs epsilon / sqrt
 
 import pytest
 import torch
+from keras_models import keras_cnn2d, keras_conv3d, keras_mlp
 from torch import nn
 
 from medvol.networks.cnn2d import cnn2d
@@ -31,53 +32,6 @@ def keras(tmp_path_factory):
     module.utils.set_random_seed(0)
     yield module
     module.utils.clear_session(free_memory=True)
-
-
-def keras_cnn2d(keras, size):
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input((*size, 3)),
-            layers.Conv2D(32, (3, 3), activation="relu"),
-            layers.MaxPooling2D((2, 2)),
-            layers.Conv2D(64, (3, 3), activation="relu"),
-            layers.MaxPooling2D((2, 2)),
-            layers.Conv2D(64, (3, 3), activation="relu"),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu"),
-            layers.Dense(1, activation="sigmoid"),
-        ]
-    )
-
-
-def keras_conv3d(keras, size):
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input((*size, 1)),
-            layers.Conv3D(32, (3, 3, 3), activation="relu"),
-            layers.MaxPooling3D((2, 2, 2)),
-            layers.Conv3D(64, (3, 3, 3), activation="relu"),
-            layers.MaxPooling3D((2, 2, 2)),
-            layers.Flatten(),
-            layers.Dense(128, activation="relu"),
-            layers.Dense(1, activation="sigmoid"),
-        ]
-    )
-
-
-def keras_mlp(keras, features, dropout=0.2):
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input((features,)),
-            layers.Dense(64, activation="relu"),
-            layers.Dropout(dropout),
-            layers.Dense(64, activation="relu"),
-            layers.Dropout(dropout),
-            layers.Dense(1, activation="sigmoid"),
-        ]
-    )
 
 
 def as_ours(model):
@@ -112,14 +66,14 @@ def away_from_zero(model):
 
 
 CASES = {
-    "cnn2d": (lambda keras: keras_cnn2d(keras, (22, 27)), lambda: cnn2d(3, 1, spatial_size=(22, 27)), (3, 22, 27)),
+    "cnn2d": (lambda keras: keras_cnn2d(keras, (22, 27, 3)), lambda: cnn2d(3, 1, spatial_size=(22, 27)), (3, 22, 27)),
     "conv3d": (
-        lambda keras: keras_conv3d(keras, (14, 15, 18)),
+        lambda keras: keras_conv3d(keras, (14, 15, 18, 1)),
         lambda: conv3d(1, 1, spatial_size=(14, 15, 18)),
         (1, 14, 15, 18),
     ),
     # No dropout: the two libraries draw other units.
-    "mlp": (lambda keras: keras_mlp(keras, 30, dropout=0.0), lambda: mlp(30, 1, dropout=0.0), (30,)),
+    "mlp": (lambda keras: keras_mlp(keras, (30,), dropout=0.0), lambda: mlp(30, 1, dropout=0.0), (30,)),
 }
 
 
@@ -137,9 +91,9 @@ def pair(keras, name):
 @pytest.mark.parametrize(
     ("build", "ours", "expected"),
     [
-        (lambda keras: keras_cnn2d(keras, (64, 64)), lambda: cnn2d(3, 1, spatial_size=(64, 64)), 646_273),
-        (lambda keras: keras_conv3d(keras, (64,) * 3), lambda: conv3d(1, 1, spatial_size=(64,) * 3), 22_535_361),
-        (lambda keras: keras_mlp(keras, 30), lambda: mlp(30, 1), 6_209),
+        (lambda keras: keras_cnn2d(keras, (64, 64, 3)), lambda: cnn2d(3, 1, spatial_size=(64, 64)), 646_273),
+        (lambda keras: keras_conv3d(keras, (64, 64, 64, 1)), lambda: conv3d(1, 1, spatial_size=(64,) * 3), 22_535_361),
+        (lambda keras: keras_mlp(keras, (30,)), lambda: mlp(30, 1), 6_209),
     ],
     ids=["cnn2d", "conv3d", "mlp"],
 )
@@ -159,7 +113,7 @@ def test_outputs_are_those_of_keras_with_its_weights(keras, name):
 
 
 def test_dropout_changes_nothing_in_use(keras):
-    model, network = keras_mlp(keras, 30), mlp(30, 1).eval()
+    model, network = keras_mlp(keras, (30,)), mlp(30, 1).eval()
     copy_into(network, model)
     rows = torch.randn(4, 30)
     with torch.no_grad():
