@@ -48,7 +48,7 @@ def draw_overlays(path: Path, rows: Sequence[tuple[str, CaseViews]], structures:
     shown: set[int] = set()
     for part, (heading, case) in zip(parts, rows, strict=True):
         for axes, view in zip(part.subplots(1, 3), case.views, strict=True):
-            shown |= _draw_view(axes, view, structures, colours)
+            shown |= draw_view(axes, view, structures, colours)
         low, high = case.window
         part.suptitle(f"{heading}    grey values {low:.4g} to {high:.4g}", fontsize=10, x=0.01, ha="left")
     names = [name for name, label in structures.items() if label in shown]
@@ -85,8 +85,8 @@ def draw_dice_by_case(path: Path, dice: Mapping[str, Sequence[float]]) -> Path:
     return save_figure(figure, path)
 
 
-def _draw_view(axes: Any, view: View, structures: Mapping[str, int], colours: Mapping[str, str]) -> set[int]:
-    """Draw one slice with its outlines and letters; return the labels on it."""
+def draw_view(axes: Any, view: View, structures: Mapping[str, int], colours: Mapping[str, str]) -> set[int]:
+    """Draw one slice with its outlines, letters and a scale bar; return the labels on it."""
     axes.imshow(view.grey, cmap="gray", vmin=0, vmax=255, aspect=view.row_mm / view.column_mm, interpolation="nearest")
     shown = set()
     for name, label in structures.items():

@@ -25,7 +25,7 @@ WINDOW_PERCENT = (1.0, 99.0)
 WINDOW_SPREADS = 4.0
 NEARBY_PIXELS = 5
 
-_LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 """Of the left, right, upper and lower edge."""
 
 
@@ -84,15 +84,15 @@ def cut_views(
         affine: Voxel index to RAS+ millimetres; None for volumes without a geometry.
         structures: Name to label.
     """
-    turned = [_turned(np.asarray(array), affine) for array in (image, pred, truth)]
-    steps_mm = _turned_steps_mm(affine)
-    box = _box(turned[1], turned[2], steps_mm)
-    grey, predicted, true = (array[box] for array in turned)
+    arrays = [turned(np.asarray(array), affine) for array in (image, pred, truth)]
+    steps_mm = turned_steps_mm(affine)
+    box = _box(arrays[1], arrays[2], steps_mm)
+    grey, predicted, true = (array[box] for array in arrays)
     place = _middle(true, structures) or _middle(predicted, structures) or tuple(side // 2 for side in grey.shape)
     planes = {"axial": 2, "coronal": 1, "sagittal": 0}
     labelled = (predicted != 0) | (true != 0)
-    slices = {plane: _slice(grey, axis, place[axis]).astype(np.float32) for plane, axis in planes.items()}
-    marked = (_slice(labelled, axis, place[axis]) for axis in planes.values())
+    slices = {plane: upright(grey, axis, place[axis]).astype(np.float32) for plane, axis in planes.items()}
+    marked = (upright(labelled, axis, place[axis]) for axis in planes.values())
     low, high = _window(list(zip(slices.values(), marked, strict=True)))
     views = []
     for plane, axis in planes.items():
@@ -102,18 +102,18 @@ def cut_views(
             View(
                 plane=plane,
                 grey=scaled.clip(0, 255).astype(np.uint8),
-                pred=_slice(predicted, axis, place[axis]),
-                truth=_slice(true, axis, place[axis]),
+                pred=upright(predicted, axis, place[axis]),
+                truth=upright(true, axis, place[axis]),
                 row_mm=steps_mm[down],
                 column_mm=steps_mm[across],
-                letters="" if affine is None else _LETTERS[plane],
+                letters="" if affine is None else LETTERS[plane],
             )
         )
     return CaseViews(case, (low, high), (views[0], views[1], views[2]))
 
 
-def _turned(array: Array, affine: Affine | None) -> Array:
-    """Return a view of the array with axes that run to the right, to the front and to the head."""
+def turned(array: Array, affine: Affine | None) -> Array:
+    """Return a view with axes that run to the right, to the front and to the head; the array without an affine."""
     if affine is None:
         return array
     from nibabel.orientations import apply_orientation, io_orientation
@@ -121,7 +121,8 @@ def _turned(array: Array, affine: Affine | None) -> Array:
     return np.asarray(apply_orientation(array, io_orientation(affine)))
 
 
-def _turned_steps_mm(affine: Affine | None) -> tuple[float, float, float]:
+def turned_steps_mm(affine: Affine | None) -> tuple[float, float, float]:
+    """Return the spacing along the axes of `turned`, in millimetres; 1 without an affine."""
     if affine is None:
         return (1.0, 1.0, 1.0)
     from nibabel.orientations import io_orientation
@@ -131,8 +132,8 @@ def _turned_steps_mm(affine: Affine | None) -> tuple[float, float, float]:
     return float(steps[0]), float(steps[1]), float(steps[2])
 
 
-def _slice(array: Array, axis: int, index: int) -> Array:
-    """Return a copy of a slice with rows downwards: both remaining axes run against the world's.
+def upright(array: Array, axis: int, index: int) -> Array:
+    """Return a copy of a slice of a turned array with rows downwards: both remaining axes run against the world's.
 
     A view would keep the whole volume alive; `np.take` copies.
     """
