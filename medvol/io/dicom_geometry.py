@@ -67,14 +67,10 @@ def arrange(slices: Sequence[SliceHeader], options: ReadOptions) -> Arranged:
         MedvolError: `NO_GEOMETRY`, `BAD_AFFINE`, `MISSING_SLICES` or `UNEVEN_SPACING`.
     """
     first = slices[0]
-    if (
-        len(slices) == 1
-        and options.assume_spacing_mm is not None
-        and (first.position is None or first.orientation is None)
-    ):
-        return Arranged(
-            tuple(slices), affine_from(options.assume_spacing_mm), ("no position: geometry assumed as asked for",)
-        )
+    if len(slices) == 1 and (first.position is None or first.orientation is None):
+        assumed = _assumed(first, options)
+        if assumed is not None:
+            return Arranged(tuple(slices), affine_from(assumed), ("no position: geometry assumed as asked for",))
     ordered, levels = sort_slices(slices)
     in_plane, notes = _in_plane(ordered, options)
     row, column = _axes(ordered[0])
@@ -84,10 +80,10 @@ def arrange(slices: Sequence[SliceHeader], options: ReadOptions) -> Arranged:
         step, step_notes = _single_step(ordered[0], options)
     elif (uneven := _uneven(ordered, levels)) is None:
         step, step_notes = _common_step(ordered, np.arange(len(ordered), dtype=np.float64)), ()
-    elif options.uneven_spacing == "refuse":
+    elif options.uneven_spacing == "refuse" or (options.uneven_spacing == "fill" and uneven.code != "MISSING_SLICES"):
         raise uneven
     else:
-        planes, step, step_notes = _even_planes(ordered, levels)
+        planes, step, step_notes = _even_planes(ordered, levels, options)
     affine = np.eye(4)
     affine[:3, :3] = np.stack([row * in_plane[1], column * in_plane[0], step], axis=1)
     affine[:3, 3] = start
@@ -132,19 +128,31 @@ def _normal(one: SliceHeader) -> _Vector:
 def _in_plane(slices: Sequence[SliceHeader], options: ReadOptions) -> tuple[tuple[float, ...], tuple[str, ...]]:
     """Return row spacing and column spacing."""
     for one in slices:
-        if one.spacing is None and options.assume_spacing_mm is None:
+        if one.spacing is None and _assumed(one, options) != _assumed(slices[0], options):
+            raise no_geometry(one, "PixelSpacing, nor the same spacing at the detector as the others")
+        if one.spacing is None and _assumed(one, options) is None:
             fix = "export it again, or state it with assume_spacing_mm"
             if one.detector_spacing is not None:
                 row, column = one.detector_spacing
-                fix += f"; {row:g} x {column:g} mm at the detector is not the size in the patient"
+                fix += f"; {row:g} x {column:g} mm at the detector (assume=ImagerPixelSpacing) is magnified"
             raise no_geometry(one, "PixelSpacing", fix)
         if one.spacing is not None and min(one.spacing) <= 0:
             raise no_geometry(one, f"usable PixelSpacing ({one.spacing[0]:g}, {one.spacing[1]:g})")
     spacing = slices[0].spacing
     if spacing is not None:
         return spacing, ()
-    assumed = options.assume_spacing_mm or (1.0, 1.0, 1.0)  # never the default: the loop above has refused
+    assumed = _assumed(slices[0], options) or (1.0, 1.0, 1.0)  # never the default: the loop above has refused
     return (assumed[1], assumed[0]), (f"no PixelSpacing: {assumed[0]:g} x {assumed[1]:g} mm assumed as asked for",)
+
+
+def _assumed(one: SliceHeader, options: ReadOptions) -> tuple[float, ...] | None:
+    """Return the spacing along x, y, z that the caller lets a file have which states none."""
+    if options.assume_spacing_mm is not None:
+        return options.assume_spacing_mm
+    if options.assume != "ImagerPixelSpacing" or one.detector_spacing is None or min(one.detector_spacing) <= 0:
+        return None
+    row, column = one.detector_spacing
+    return column, row, one.thickness or 1.0
 
 
 def _single_step(one: SliceHeader, options: ReadOptions) -> tuple[_Vector, tuple[str, ...]]:
@@ -211,7 +219,9 @@ def _common_step(slices: Sequence[SliceHeader], at: _Vector) -> _Vector:
     return step
 
 
-def _even_planes(slices: Sequence[SliceHeader], levels: _Vector) -> tuple[_Vector, _Vector, tuple[str, ...]]:
+def _even_planes(
+    slices: Sequence[SliceHeader], levels: _Vector, options: ReadOptions
+) -> tuple[_Vector, _Vector, tuple[str, ...]]:
     """Return evenly spaced planes from the first slice on, their step, and a note of what is interpolated."""
     gaps = np.diff(levels)
     width = float(np.sort(gaps)[(len(gaps) - 1) // 2])
@@ -222,5 +232,6 @@ def _even_planes(slices: Sequence[SliceHeader], levels: _Vector) -> tuple[_Vecto
     nearest = np.rint(planes).astype(np.int64)
     planes = np.where(np.abs(at[nearest] - np.arange(len(planes))) <= STEP_TOLERANCE, nearest, planes)
     made = int((planes != np.rint(planes)).sum())
+    way = "interpolated" if options.uneven_spacing == "resample" else f"filled with {options.pad_to:g}"
     note = f"steps from {gaps.min():.4g} to {gaps.max():.4g} mm resampled to {width:.4g} mm as asked for: "
-    return planes, step, (note + f"{made} of {len(planes)} slices interpolated",)
+    return planes, step, (note + f"{made} of {len(planes)} slices {way}",)

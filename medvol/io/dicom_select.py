@@ -1,7 +1,8 @@
 """Naming one volume among several of a DICOM folder: `folder#UID`, `folder#UID;EchoTime=4.6`, `folder#SeriesNumber=3`.
 
 The fragment is a series UID, or `Name=value` pairs, or both, separated by `;`. Names are the tags of
-`medvol.io.dicom_tags`, and what describes a whole series or an image in it.
+`medvol.io.dicom_tags`, what describes a whole series or an image in it, and options of reading, which are spelled in
+lower case: `folder#UID;suv=bw`, see `medvol.io.options`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from medvol.errors import MedvolError, nearest
 from medvol.io.dicom_header import SliceHeader
 from medvol.io.dicom_tags import CLOCK_TAGS, SPLITTING_TAGS, plain_text
+from medvol.io.options import REFERENCE_OPTIONS
 
 IMAGE_TAGS = ("Orientation", "Size", "StackID", "ImageType")
 """What may tell the images of one series apart that do not lie on one grid."""
@@ -32,10 +34,12 @@ class Selection:
     Args:
         uid: Series Instance UID, None for any.
         tags: Names and values that must all agree.
+        options: Names and values of reading options, which choose nothing.
     """
 
     uid: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def clocks(self) -> tuple[tuple[str, str], ...]:
@@ -49,11 +53,13 @@ def parse_selection(fragment: str | None, folder: Path) -> Selection:
     Raises:
         MedvolError: `BAD_REFERENCE` for a name that is unknown.
     """
-    uid, tags = None, []
+    uid, tags, options = None, [], []
     known = (*SERIES_TAGS, *IMAGE_TAGS, *SPLITTING_TAGS)
     for part in (fragment or "").split(";"):
         name, mark, value = part.partition("=")
-        if mark and name in known:
+        if mark and name in REFERENCE_OPTIONS:
+            options.append((name, value.strip()))
+        elif mark and name in known:
             tags.append((name, value.strip()))
         elif mark:
             raise MedvolError(
@@ -61,12 +67,12 @@ def parse_selection(fragment: str | None, folder: Path) -> Selection:
                 file=folder,
                 found=f"'{name[:40]}' in the fragment",
                 expected="UID;Name=value with a name such as EchoTime, SeriesNumber or Orientation",
-                fix=nearest(name, known),
-                details=known,
+                fix=nearest(name, (*known, *REFERENCE_OPTIONS)),
+                details=(*known, *REFERENCE_OPTIONS),
             )
         elif part:
             uid = part
-    return Selection(uid, tuple(tags))
+    return Selection(uid, tuple(tags), tuple(options))
 
 
 def select(slices: Sequence[SliceHeader], selection: Selection, folder: Path) -> list[SliceHeader]:

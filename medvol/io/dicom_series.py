@@ -18,11 +18,12 @@ from medvol.io.dicom_geometry import Arranged, arrange
 from medvol.io.dicom_groups import Scan, choose_group, scan
 from medvol.io.dicom_header import SliceHeader
 from medvol.io.dicom_pixels import read_stack
-from medvol.io.dicom_resample import interpolate_planes
+from medvol.io.dicom_quantity import settle_quantity
+from medvol.io.dicom_resample import fill_planes, interpolate_planes
 from medvol.io.dicom_select import Selection, fragment_of, parse_selection
 from medvol.io.dicom_volumes import Parted, part_volumes, several_volumes
 from medvol.io.files import existing
-from medvol.io.options import ReadOptions
+from medvol.io.options import ReadOptions, with_texts
 from medvol.io.voxels import require_size
 
 
@@ -125,11 +126,11 @@ def read_series(path: Path | str, fragment: str | None = None, options: ReadOpti
         MedvolError: `MIXED_SERIES`, `SEVERAL_VOLUMES`, `NO_DICOM`, `NO_GEOMETRY`, `MISSING_SLICES`, `UNEVEN_SPACING`,
             `DUPLICATE_POSITION`, `TRUNCATED`, `BAD_DICOM`, `NEED_CODEC`, `COLOUR_IMAGE`, `ENHANCED_MULTIFRAME`,
             `CONCATENATION`, `MULTIFRAME`, `SIEMENS_MOSAIC`, `TILED_IMAGE`, `BAD_DTYPE`, `BAD_AFFINE`, `TOO_LARGE`,
-            `NOT_FOUND`, `BAD_REFERENCE` or `NONFINITE`.
+            `NOT_FOUND`, `BAD_REFERENCE`, `UNKNOWN_OPTION`, `NO_SUV`, `NO_SCALE` or `NONFINITE`.
     """
-    options = options or ReadOptions()
     path = existing(Path(path))
     selection = parse_selection(fragment, path)
+    options = with_texts(options or ReadOptions(), selection.options, path)
     group, notes = choose_group(scan(path), path, selection)
     _require_readable(group)
     parts = part_volumes(group, selection)
@@ -139,8 +140,12 @@ def read_series(path: Path | str, fragment: str | None = None, options: ReadOpti
     rows, columns = arranged.slices[0].size
     size = len(arranged.slices) * 2 + (0 if arranged.planes is None else len(arranged.planes) * 4)
     require_size(size * rows * columns, path, options)
-    stack, more = read_stack(arranged.slices, options.pad_to)
-    if arranged.planes is not None:
+    slices, quantity = settle_quantity(arranged.slices, options)
+    stack, more = read_stack(slices, options.pad_to)
+    more = quantity + more
+    if arranged.planes is not None and options.uneven_spacing == "fill":
+        stack = fill_planes(stack, arranged.planes, options.pad_to or 0.0)
+    elif arranged.planes is not None:
         stack = interpolate_planes(stack, arranged.planes)
     source = f"{path}#{fragment}" if fragment else str(path)
     # The slice axis stays the slowest in memory: a copy to x-major order costs more than reading.

@@ -18,7 +18,7 @@ from medvol.io.dicom_header import is_dicom
 from medvol.io.dicom_select import parse_selection
 from medvol.io.dicom_volumes import part_volumes, several_volumes
 from medvol.io.files import existing
-from medvol.io.options import ReadOptions
+from medvol.io.options import ReadOptions, with_texts
 from medvol.io.reference import Reference, parse_reference
 
 GRID_TOLERANCE = 0.1
@@ -120,11 +120,12 @@ def _target_of_series(reference: Reference) -> Target:
     parts = part_volumes(group, selection)
     if len(parts) > 1:
         raise several_volumes(parts, path if path.is_dir() else path.parent)
-    arranged = arrange(parts[0].slices, ReadOptions())
+    arranged = arrange(parts[0].slices, with_texts(ReadOptions(), selection.options, path))
     first = arranged.slices[0]
     rows, columns = first.size
+    count = len(arranged.slices) if arranged.planes is None else len(arranged.planes)
     return Target(
-        (columns, rows, len(arranged.slices)),
+        (columns, rows, count),
         arranged.affine,
         is_dicom=True,
         frame_uid=first.frame_uid,

@@ -113,9 +113,7 @@ REFERENCE_OPTIONS: Mapping[str, Callable[[str], Any]] = {
 """Options that the fragment of a DICOM reference may carry, and how their text is understood."""
 
 
-def with_texts(
-    options: ReadOptions, pairs: Sequence[tuple[str, str]], file: str | PathLike[str] = ""
-) -> ReadOptions:
+def with_texts(options: ReadOptions, pairs: Sequence[tuple[str, str]], file: str | PathLike[str] = "") -> ReadOptions:
     """Return the options with those of a reference in their place, all of them texts.
 
     Raises:

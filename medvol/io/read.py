@@ -136,6 +136,9 @@ def _content_kind(head: bytes) -> str:
 
 
 def _check_fragment(kind: str, reference: Reference) -> None:
+    if kind == DICOM:
+        _check_index(reference)
+        return
     if (reference.key is None and reference.index is None) or kind in _KEYED:
         return
     raise MedvolError(
@@ -152,8 +155,8 @@ def _check_index(reference: Reference) -> None:
         raise MedvolError(
             "BAD_REFERENCE",
             file=reference.text,
-            found=f"an index [{reference.index}] behind a DICOM folder",
-            expected="the folder, or folder#SeriesInstanceUID",
+            found=f"an index [{reference.index}] behind DICOM",
+            expected="the folder or file, or folder#SeriesInstanceUID",
             fix="remove the index; `medvol scan` lists the series and their volumes",
         )
 
