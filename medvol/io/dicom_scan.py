@@ -29,6 +29,8 @@ from medvol.io.dicom_walk import walk_header
 from medvol.io.files import existing
 from medvol.io.find import series_places
 
+PATIENT_TAGS = "PatientID", "IssuerOfPatientID", "StudyInstanceUID"
+
 OBLIQUE_COSINE = 0.996  # 5 degrees between the slice normal and the nearest axis of the patient
 
 
@@ -194,14 +196,28 @@ def _pseudonym(path: Path, key: bytes) -> str:
     """Return twelve letters that stand for the patient of a file, or for its study where no patient is named."""
     from pydicom import dcmread
 
-    tags = "PatientID", "IssuerOfPatientID", "StudyInstanceUID"
     with dicom_errors(path), path.open("rb") as stream:
-        dataset: Any = walk_header(stream, tags)
+        dataset: Any = walk_header(stream, PATIENT_TAGS)
         if dataset is None:
-            dataset = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(tags))
-        patient = str(dataset.get("PatientID") or "").strip()
-        who = f"{patient}\n{dataset.get('IssuerOfPatientID') or ''}" if patient else str(dataset.get(tags[2]) or "")
-    return hmac.new(b"medvol" + key, who.encode(), hashlib.sha256).hexdigest()[:12]
+            dataset = dcmread(stream, force=True, stop_before_pixels=True, specific_tags=list(PATIENT_TAGS))
+        return pseudonym(identity_of(dataset), key)
+
+
+def identity_of(dataset: Any) -> str:
+    """Return what tells patients apart: Patient ID and its issuer, or the study where no patient is named.
+
+    Args:
+        dataset: Of pydicom or a plain header, with `PATIENT_TAGS`.
+    """
+    patient = str(dataset.get("PatientID") or "").strip()
+    if patient:
+        return f"{patient}\n{dataset.get('IssuerOfPatientID') or ''}"
+    return str(dataset.get("StudyInstanceUID") or "")
+
+
+def pseudonym(identity: str, key: bytes) -> str:
+    """Return twelve letters that stand for a patient; the same key gives the same ones."""
+    return hmac.new(b"medvol" + key, identity.encode(), hashlib.sha256).hexdigest()[:12]
 
 
 def describe_rows(rows: Sequence[SeriesRow]) -> list[tuple[str, ...]]:
