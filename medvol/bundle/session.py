@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path) -> Session:
         )
     config = _running_config()
     check_options(config, _defined_config(root))
+    require_used(config, root)
     output = Path(output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,41 @@ def check_options(config: dict[str, Any], defined: Sequence[dict[str, Any]]) -> 
         )
 
 
+def require_used(config: dict[str, Any], bundle_root: Path) -> None:
+    """Refuse an option of an override file that is not among the files of this run, as nothing would read it.
+
+    Args:
+        config: The configuration with its overrides.
+        bundle_root: Folder of the bundle.
+
+    Raises:
+        MedvolError: `UNKNOWN_OPTION`, naming the file to add.
+    """
+    files = {file.stem: _nested(json.loads(file.read_text())) for file in _config_files(bundle_root)}
+    modes = set().union(*(files.get(mode, {}) for mode in ("train", "inference")))
+    # A mode's own options stay legal beside it, as those of the fit in an evaluation of what was fitted.
+    suspects = set(config) - modes
+    idle = suspects - _references(config) if suspects else suspects
+    for name in sorted(idle):
+        homes = [stem for stem, ids in files.items() if name in ids]
+        if homes:
+            raise MedvolError(
+                "UNKNOWN_OPTION",
+                found=f"--{name}, which nothing in this run reads",
+                expected="an option of its configuration files",
+                fix=f"add configs/{homes[0]}.json to --config_file",
+            )
+
+
+def _references(node: Any) -> set[str]:
+    """Return the top-level ids that references and expressions name."""
+    if isinstance(node, dict):
+        return set().union(*(_references(value) for value in node.values()))
+    if isinstance(node, list):
+        return set().union(*(_references(value) for value in node))
+    return set(re.findall(r"@(\w+)", node)) if isinstance(node, str) and node[:1] in ("@", "$") else set()
+
+
 def _short_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a refusal as one line; leave every other error as Python prints it."""
     refusal = find_refusal(error)
@@ -136,8 +173,11 @@ def _running_config() -> dict[str, Any]:
 
 
 def _defined_config(root: Path) -> list[dict[str, Any]]:
-    files = sorted((root / "configs").glob("*.json"))
-    return [_nested(json.loads(file.read_text())) for file in files if file.name != "metadata.json"]
+    return [_nested(json.loads(file.read_text())) for file in _config_files(root)]
+
+
+def _config_files(root: Path) -> list[Path]:
+    return [file for file in sorted((root / "configs").glob("*.json")) if file.name != "metadata.json"]
 
 
 def _nested(config: dict[str, Any]) -> dict[str, Any]:
