@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from medvol import __version__
-from medvol.commands import bundles, check, cohort, plan, scan, short, table
+from medvol.commands import bundles, check, cohort, deid, new, plan, scan, short, table
 from medvol.errors import find_refusal
 
 EPILOG = """examples:
+  medvol new my_classification my_study.csv   make a bundle for your own study; then medvol train my_classification
   medvol list                                 the bundles, and what each expects
   medvol scan export --csv cases.csv          list every DICOM series of a tree, write a case table to start from
   medvol check my_study.csv                   open every file and list all that training would refuse
@@ -29,7 +30,7 @@ The last three print the `python -m monai.bundle run` command that they stand fo
 
 Not for clinical use."""
 
-COMMANDS = (table, check, scan, cohort, plan, bundles, short)
+COMMANDS = (new, table, check, scan, deid, cohort, plan, bundles, short)
 """In the order of `medvol --help`."""
 
 

@@ -90,19 +90,28 @@ def bundle_command(mode: str, bundle: str, dataset: str, output: str, options: S
     """Return the words behind `python -m monai.bundle` that a short command stands for.
 
     Weights are kept in and taken from `output/models` in training and evaluation, and from the bundle's `models` in
-    prediction. An option that is given replaces the one that would stand here.
+    prediction. Without `output` the bundle's own folders `eval` and `models` are used, which is for a bundle of the
+    user's: a shipped one would be changed. An option that is given replaces the one that would stand here.
 
     Args:
         mode: `train`, `evaluate` or `predict`.
         bundle: Folder or name of a bundle.
-        dataset: What it works on; empty for the bundle's synthetic cohort.
-        output: Folder for results.
+        dataset: What it works on; empty for what the bundle names: its study, or a synthetic cohort.
+        output: Folder for results; may be empty for a bundle that is not a shipped one.
         options: Further options, passed on as they are.
 
     Raises:
-        MedvolError: `NO_BUNDLE`.
+        MedvolError: `NO_BUNDLE`, or `MISSING_OPTION` for a shipped bundle without an output.
     """
     root = find_bundle(bundle)
+    if not output and root.resolve() in shipped_bundles():
+        raise MedvolError(
+            "MISSING_OPTION",
+            file=root,
+            found="no folder for results",
+            expected="-o OUT, for a shipped bundle is not trained in its place",
+            fix="pass -o, or make a bundle of your own with `medvol new`",
+        )
     files = [str(root / "configs" / f"{name}.json") for name in MODES[mode]]
     for file in files:
         if not Path(file).is_file():
@@ -117,8 +126,8 @@ def bundle_command(mode: str, bundle: str, dataset: str, output: str, options: S
         "bundle_root": _as_text(str(root)),
         "config_file": files[0] if len(files) == 1 else "[" + ",".join(map(repr, files)) + "]",
         "dataset_dir": _as_text(dataset) if dataset else "",
-        "output_dir": _as_text(output),
-        "model_dir": "" if mode == "predict" else _as_text(os.path.join(output, "models")),  # noqa: PTH118 - a text
+        "output_dir": _as_text(output) if output else "",
+        "model_dir": "" if mode == "predict" or not output else _as_text(os.path.join(output, "models")),  # noqa: PTH118 - a text
     }
     given = {_option_name(word) for word in options if _is_option(word)}
     words = [word for name, value in chosen.items() if value and name not in given for word in (f"--{name}", value)]
@@ -128,6 +137,11 @@ def bundle_command(mode: str, bundle: str, dataset: str, output: str, options: S
 def shown(command: Sequence[str]) -> str:
     """Return a command as a shell takes it."""
     return " ".join([PROGRAM, *map(_quoted, command)])
+
+
+def in_shell(word: str) -> str:
+    """Return a word as a shell takes it."""
+    return _quoted(word)
 
 
 def run_bundle(command: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ refused with the nearest name. Exit code: 1 after a refusal, 3 when some cases c
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    _add_short(commands, "train", "train a bundle; weights go to OUT/models")
+    _add_short(commands, "train", "train a bundle; weights go to OUT/models, without -o to the bundle's own")
     _add_short(commands, "evaluate", "measure the model in OUT/models on the test split of its study")
     _add_short(commands, "predict", "predict with the weights in the bundle, or those of --model_dir")
 
@@ -27,7 +27,7 @@ def _add_short(commands: Commands, mode: str, words: str) -> None:
         mode,
         help=words,
         description=f"{words[0].upper()}{words[1:]}.",
-        usage=f"medvol {mode} BUNDLE {data} -o OUT [--option value ...]",
+        usage=f"medvol {mode} BUNDLE {data} [-o OUT] [--option value ...]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -36,9 +36,10 @@ def _add_short(commands: Commands, mode: str, words: str) -> None:
     if mode == "predict":
         short.add_argument("dataset", metavar="input", help="a table, a folder, a DICOM tree or one file")
     else:
-        kinds = "any study that `medvol table` reads; left out: a synthetic cohort"
+        kinds = "any study that `medvol table` reads; left out: the bundle's own, or a synthetic cohort"
         short.add_argument("dataset", metavar="data", nargs="?", default="", help=kinds)
-    short.add_argument("-o", "--output", required=True, help="folder for results")
+    results = "folder for results; left out: `eval` and `models` of a bundle that `medvol new` made"
+    short.add_argument("-o", "--output", default="", help=results)
     short.set_defaults(run=run, mode=mode)
 
 

@@ -1,13 +1,17 @@
-"""What every bundle must keep, whatever it does: checked over each folder in bundles/."""
+"""What every bundle must keep, whatever it does: each folder in bundles/, and what `medvol new` makes of them."""
 
+import functools
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser
 
+from medvol.bundle.new import NewOptions, make_bundle
 from medvol.data.facts import Facts
+from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -16,11 +20,24 @@ MODES = ("train", "evaluate", "inference")
 OVERRIDES = ("evaluate", "pretrain", "frozen")
 """Modes that are files over train.json."""
 
+OWN = {
+    "own_classification": {"layout": "nifti", "bundle": "resnet3d_classification"},
+    "own_vit_classification": {"layout": "npy", "bundle": "vit3d_classification"},
+    "own_fusion_classification": {"layout": "nifti", "bundle": "fusion_classification"},
+    "own_2d_classification": {"layout": "png", "bundle": "cnn2d_classification"},
+    "own_tabular_classification": {"layout": "csv", "bundle": "mlp_tabular_classification"},
+    "own_segmentation": {"layout": "nifti", "bundle": "unet_segmentation"},
+}
+"""Bundles that `medvol new` makes for small synthetic studies, one of each kind."""
+
+FOLDERS = {bundle.name: bundle for bundle in BUNDLES} | {
+    name: ROOT / "bundles" / made["bundle"] for name, made in OWN.items()
+}
 CONFIGS = [
-    pytest.param(bundle, mode, id=f"{bundle.name}-{mode}")
-    for bundle in BUNDLES
+    pytest.param(name, mode, id=f"{name}-{mode}")
+    for name, folder in FOLDERS.items()
     for mode in dict.fromkeys((*MODES, *OVERRIDES))
-    if mode in MODES or (bundle / "configs" / f"{mode}.json").is_file()
+    if mode in MODES or (folder / "configs" / f"{mode}.json").is_file()
 ]
 
 PUBLIC = {
@@ -33,9 +50,28 @@ PUBLIC = {
 pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI warns of expressions in any config
 
 
-@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
-def bundle(request):
-    return request.param
+@pytest.fixture(scope="session")
+def made_bundle(tmp_path_factory):
+    """Make the bundles of `OWN`, each once."""
+    place = tmp_path_factory.mktemp("own bundles")
+
+    @functools.cache
+    def make(name):
+        layout, copied = OWN[name]["layout"], OWN[name]["bundle"]
+        kind = segmentation_cohort if copied.endswith("segmentation") else classification_cohort
+        size = (16, 18, 20) if kind is segmentation_cohort else (12, 13, 14)
+        table = kind(place / f"cohort {name}", patients=12, size=size, layout=layout)
+        source = table.parent if layout == "png" else table
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*eval.*", UserWarning)
+            return make_bundle(str(place / name), str(source), NewOptions(bundle=copied, measure=False)).folder
+
+    return make
+
+
+@pytest.fixture(params=FOLDERS)
+def bundle(request, made_bundle):
+    return made_bundle(request.param) if request.param in OWN else FOLDERS[request.param]
 
 
 def config(bundle, name):
@@ -95,7 +131,7 @@ def test_the_required_packages_name_our_distribution_and_the_pinned_versions(bun
         assert metadata[name] == pins[package]
 
 
-@pytest.mark.parametrize(("bundle", "mode"), CONFIGS)
+@pytest.mark.parametrize(("bundle", "mode"), CONFIGS, indirect=["bundle"])
 def test_every_id_is_public_or_referenced_and_every_reference_is_defined(bundle, mode):
     whole = merged(bundle, mode)
     # An override replaces what training fits; the options of the fit stay legal on its command line.
@@ -104,7 +140,7 @@ def test_every_id_is_public_or_referenced_and_every_reference_is_defined(bundle,
     assert not references(whole) - set(whole), "undefined references"
 
 
-@pytest.mark.parametrize(("bundle", "mode"), CONFIGS)
+@pytest.mark.parametrize(("bundle", "mode"), CONFIGS, indirect=["bundle"])
 def test_no_number_is_written_as_text_and_no_expression_looks_like_an_import(bundle, mode):
     for path, value in leaves(config(bundle, mode)):
         if not isinstance(value, str):
