@@ -68,6 +68,8 @@ def _pull_series(peer: Peer, remote: RemoteSeries, folder: Path, access: Access,
             if error.code in _ENDS_ALL:
                 raise
             verdict, reason = error.code, str(error)
+        finally:
+            local.sync()
     there = len(remote.instances) - len(local.missing())
     if there == remote.count and there:
         local.finish()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import final
 
 from tqdm import tqdm
 
@@ -67,8 +69,7 @@ def push(
                 break
             for one in batch:
                 reasons[one.uid] = answer.get(one.uid, "the PACS does not confirm it")
-                if not reasons[one.uid]:
-                    journal.add(one)
+            journal.add([one for one in batch if not reasons[one.uid]])
             bar.update(len(batch))
     rows = tuple(_rows(outgoing, before, reasons, stopped))
     return Outcome(rows, sum(one.uid not in reasons for one in waiting), others)
@@ -101,8 +102,14 @@ def collect(sources: Sequence[Path]) -> tuple[list[Outgoing], int]:
     return sorted(found.values(), key=lambda one: (one.study, one.series, one.path)), others
 
 
+@final
 class _Journal:
-    """What was sent, a journal in each folder; single files are always sent."""
+    """What was sent, a journal in each folder; single files are always sent.
+
+    Args:
+        sources: Files and folders.
+        address: The PACS, whose journals are kept apart.
+    """
 
     def __init__(self, sources: Sequence[Path], address: Address) -> None:
         place = address.url or f"{address.title}@{address.host}:{address.port}"
@@ -114,14 +121,12 @@ class _Journal:
         """Whether this file, with this size, was confirmed."""
         return any(sent.get(short_name(one.uid)) == one.size for sent in self._sent.values())
 
-    def add(self, one: Outgoing) -> None:
-        """Remember a file; a folder that may not be written to has no journal."""
+    def add(self, sent: Sequence[Outgoing]) -> None:
+        """Remember files; a folder that may not be written to has no journal."""
         for folder, path in self._files.items():
-            if one.path.is_relative_to(folder):
-                try:
-                    append_journal(path, short_name(one.uid), one.size)
-                except MedvolError:
-                    continue
+            with suppress(MedvolError):
+                here = [one for one in sent if one.path.is_relative_to(folder)]
+                append_journal(path, {short_name(one.uid): one.size for one in here})
 
 
 def _header(path: Path) -> Outgoing | None:

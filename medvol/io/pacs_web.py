@@ -7,6 +7,7 @@ syntax in which they are stored.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,12 @@ from medvol.io.pacs_transfer import ANSWER_LIMIT, INSTANCE_LIMIT, Keep, Outgoing
 if TYPE_CHECKING:
     from requests import Session
 
+CHUNK = 1 << 18
+"""Bytes that are read at once; so many are lost at most when a connection drops."""
 _STORED = (("application/dicom", "*"),)
 _TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _FEW = 20  # so many missing instances are asked for one by one, more of them by the whole series
+_LOGGERS = ("retrying", "dicomweb_client.web")  # they warn with tracebacks, and with what a server writes
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -57,7 +61,7 @@ class WebPeer:
             "permissive_uid": True,  # UIDs are checked before they come here; those of research often start with 0
             "timeout": timeout,
         }
-        self._client: Any = DICOMwebClient(**make)
+        self._client: Any = DICOMwebClient(**make, chunk_size=CHUNK)
         # Above its chunk size it posts without a length, which several servers do not take.
         self._sender: Any = DICOMwebClient(**make, chunk_size=2 * INSTANCE_LIMIT)
         for client in (self._client, self._sender):
@@ -171,7 +175,7 @@ class WebPeer:
         from requests import exceptions as web
 
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _silenced(*_LOGGERS):
                 warnings.simplefilter("ignore")
                 yield
         except MedvolError:
@@ -234,6 +238,23 @@ def _session(address: Address, access: Access) -> Session:
     else:
         session.auth = (secret.user, secret.password)
     return session
+
+
+@contextmanager
+def _silenced(*names: str) -> Iterator[None]:
+    """Keep loggers quiet for a while."""
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(_is_debug)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_debug)
+
+
+def _is_debug(record: logging.LogRecord) -> bool:
+    return record.levelno <= logging.DEBUG
 
 
 def _read(batch: Sequence[Outgoing]) -> Iterator[Any]:
