@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 
 from medvol import __version__
-from medvol.commands import bundles, check, cohort, deid, new, plan, scan, short, table
+from medvol.commands import bundles, check, cohort, deid, new, plan, pull, push, scan, short, table
 from medvol.errors import find_refusal
 
 EPILOG = """examples:
   medvol new my_classification my_study.csv   make a bundle for your own study; then medvol train my_classification
   medvol list                                 the bundles, and what each expects
+  medvol pull https://host/dicom-web --query query.csv -o export     fetch series from a PACS, with `push` back
   medvol scan export --csv cases.csv          list every DICOM series of a tree, write a case table to start from
   medvol check my_study.csv                   open every file and list all that training would refuse
   medvol table my_study.csv -o cases.csv      check a study, split it by patient, write its case table
@@ -30,7 +31,7 @@ The last three print the `python -m monai.bundle run` command that they stand fo
 
 Not for clinical use."""
 
-COMMANDS = (new, table, check, scan, deid, cohort, plan, bundles, short)
+COMMANDS = (new, table, check, pull, scan, deid, push, cohort, plan, bundles, short)
 """In the order of `medvol --help`."""
 
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
     It is 0; or 1 after a refusal, which is printed as one line, and for a study in which `check` finds one; or 3 when
-    `predict` could not read some of the cases.
+    `predict` could not read some of the cases, `pull` and `push` did not move some of the files.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     further: list[str] = []

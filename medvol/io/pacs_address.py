@@ -71,6 +71,9 @@ class Access:
         retries: How often a request is sent again after a dropped connection, with a wait of 1, 2, 4, ... seconds.
         first_wait_s: The first of these waits.
         timeout_s: Longest silence of the PACS.
+
+    Raises:
+        MedvolError: `BAD_ARGUMENT`, `NOT_FOUND`.
     """
 
     own_title: str = "MEDVOL"
@@ -84,9 +87,9 @@ class Access:
 
     def __post_init__(self) -> None:
         if not _TITLE.fullmatch(self.own_title):
-            raise _bad("an own AE title that DICOM does not allow", "1 to 16 printable characters")
+            raise _bad_argument("an own AE title that DICOM does not allow", "1 to 16 printable characters")
         if self.retries < 0 or self.timeout_s <= 0 or self.first_wait_s < 0:
-            raise _bad("a negative number of retries or seconds", "retries of 0 or more, a timeout above 0")
+            raise _bad_argument("a negative number of retries or seconds", "retries of 0 or more, a timeout above 0")
         for path in (self.ca_file, self.certificate, self.key, self.credentials):
             if path is not None:
                 existing(path)
@@ -237,3 +240,7 @@ def _root(parts: SplitResult) -> str:
 
 def _bad(found: str, expected: str) -> MedvolError:
     return MedvolError("BAD_ADDRESS", found=found, expected=expected)
+
+
+def _bad_argument(found: str, expected: str) -> MedvolError:
+    return MedvolError("BAD_ARGUMENT", found=found, expected=expected)

@@ -101,6 +101,12 @@ def test_files_of_certificates_must_be_there_and_usable(tmp_path):
         tls_context(Access(ca_file=tmp_path / "bad.pem"))
 
 
+@pytest.mark.parametrize("options", [{"retries": -1}, {"timeout_s": 0}, {"own_title": "A" * 17}, {"own_title": ""}])
+def test_settings_that_cannot_be_meant_are_refused(options):
+    with pytest.raises(MedvolError, match="BAD_ARGUMENT"):
+        Access(**options)
+
+
 def test_a_query_is_a_table_of_requests(tmp_path):
     file = tmp_path / "query.csv"
     file.write_text("PatientID,StudyDate,Modality,SeriesInstanceUID\n007,20200101-20201231,CT,\n,,,\n8,,,1.2.3\n")
