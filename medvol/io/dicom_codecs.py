@@ -58,22 +58,54 @@ def releases_the_lock(syntax: str) -> bool:
     return syntax in _BY_IMAGECODECS and find_spec("imagecodecs") is not None
 
 
-def decode_frame(dataset: Any, one: SliceHeader) -> npt.NDArray[Any]:
-    """Return the stored values of one compressed or deflated frame, shape (row, column).
+def decode_by_pydicom(dataset: Any, one: SliceHeader) -> npt.NDArray[Any]:
+    """Return the stored values of one frame of any encoding, shape (row, column).
 
     Raises:
         Exception: Whatever the decoder raises on damaged data.
     """
-    if not releases_the_lock(one.syntax):
-        from pydicom.pixels import pixel_array
+    from pydicom.pixels import pixel_array
 
-        return np.asarray(pixel_array(dataset, index=one.frame))
-    from pydicom.encaps import get_frame
+    return np.asarray(pixel_array(dataset, index=one.frame))
+
+
+def frames_of(dataset: Any, one: SliceHeader) -> list[bytes]:
+    """Return the compressed frames of a file.
+
+    Raises:
+        ValueError: When there are more or fewer than the header says: which ones are missing cannot be known.
+        Exception: Whatever pydicom raises on damaged data.
+    """
+    from pydicom.encaps import generate_frames
 
     tables = None
     if "ExtendedOffsetTable" in dataset:
         tables = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
-    frame = get_frame(dataset.PixelData, one.frame, number_of_frames=one.frames, extended_offsets=tables)
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=one.frames, extended_offsets=tables))
+    if len(frames) != one.frames:
+        raise ValueError("another number of frames than the header's")
+    return frames
+
+
+def read_only_frame(one: SliceHeader) -> bytes:
+    """Return the compressed frame of a file of one frame, whose fragments start at a known place.
+
+    Raises:
+        Exception: Whatever pydicom raises on damaged data.
+    """
+    from pydicom.encaps import get_frame
+
+    with one.path.open("rb") as stream:
+        stream.seek(one.stored.fragments)
+        return get_frame(stream.read(), 0, number_of_frames=1)
+
+
+def decode_frame(frame: bytes, one: SliceHeader) -> npt.NDArray[Any]:
+    """Return the stored values of one compressed frame, shape (row, column), without holding Python's lock.
+
+    Raises:
+        Exception: Whatever the decoder raises on damaged data.
+    """
     decode: Callable[[bytes], npt.NDArray[Any]] = getattr(
         import_module("imagecodecs"), f"{_BY_IMAGECODECS[one.syntax]}_decode"
     )

@@ -74,32 +74,35 @@ def check_inflated_size(stream: BinaryIO, path: Path) -> None:
     stream.seek(0)
 
 
-def pixel_place(dataset: Any, stream: BinaryIO, path: Path) -> tuple[int, MedvolError | None]:
-    """Return where native pixels start, and a refusal when they are absent or shorter than the header promises."""
+def pixel_place(dataset: Any, stream: BinaryIO, path: Path) -> tuple[tuple[int, int], MedvolError | None]:
+    """Return where native pixels or the fragments of compressed ones start, 0 for what pydicom must find.
+
+    With a refusal when pixels are absent or shorter than the header promises.
+    """
     implicit, little = dataset.original_encoding
     order = "<" if little else ">"
     syntax = getattr(dataset.file_meta, "TransferSyntaxUID", None)
     if syntax is not None and syntax.is_deflated:
-        return 0, None  # a cut deflated stream has failed to inflate already
+        return (0, 0), None  # a cut deflated stream has failed to inflate already
     start, size = stream.tell(), path.stat().st_size
     element = stream.read(12)
     if len(element) < 12 or struct.unpack(order + "H", element[:2])[0] != 0x7FE0:
-        return 0, truncated(path, f"{size:,} bytes without pixel data", "an image")
+        return (0, 0), truncated(path, f"{size:,} bytes without pixel data", "an image")
     length = struct.unpack(order + "I", element[4:8] if implicit else element[8:12])[0]
-    if length == _UNDEFINED:
-        return 0, None  # encapsulated: its end is found when it is decoded
     begin = start + (8 if implicit else 12)
+    if length == _UNDEFINED:
+        return (0, begin), None  # encapsulated: its end is found when it is decoded
     promised = int(dataset.Rows) * int(dataset.get("Columns") or 0) * int(dataset.get("BitsAllocated") or 0) // 8
     promised *= int(dataset.get("SamplesPerPixel") or 1) * int(dataset.get("NumberOfFrames") or 1)
     if "422" in str(dataset.get("PhotometricInterpretation")):
         promised = promised * 2 // 3
     if size - begin < length or length < promised:
         found = f"{min(size - begin, length):,} bytes of pixels"
-        return 0, truncated(path, found, f"{max(length, promised):,}")
+        return (0, 0), truncated(path, found, f"{max(length, promised):,}")
     is_native = (
         little and struct.unpack("<H", element[2:4])[0] == 0x0010 and int(dataset.get("SamplesPerPixel") or 1) == 1
     )
-    return (begin if is_native else 0), None
+    return (begin if is_native else 0, 0), None
 
 
 def truncated(path: Path, found: str, expected: str) -> MedvolError:

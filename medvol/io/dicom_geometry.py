@@ -19,6 +19,8 @@ from medvol.io.options import ReadOptions
 
 STEP_TOLERANCE = 0.02
 STEP_TOLERANCE_MM = 0.01
+STEP_TOLERANCE_MOST = 0.1
+"""Largest share of a step that the tolerance in millimetres may be: micro-CT has steps of 0.01 mm."""
 LINE_TOLERANCE = 0.05
 """Largest distance of a slice from the straight line through first and last, as a share of the step."""
 COSINE_TOLERANCE = 1e-3
@@ -170,10 +172,10 @@ def _uneven(slices: Sequence[SliceHeader], levels: _Vector) -> MedvolError | Non
     median = float(np.median(gaps))
     # With an even number of gaps numpy's median may lie between two groups; the lower one is the candidate step.
     step = float(np.sort(gaps)[(len(gaps) - 1) // 2])
-    tolerance = max(STEP_TOLERANCE * median, STEP_TOLERANCE_MM)
+    tolerance = _tolerance(STEP_TOLERANCE, median)
     if np.abs(gaps - median).max() <= tolerance:
         return None
-    tolerance = max(STEP_TOLERANCE * step, STEP_TOLERANCE_MM)
+    tolerance = _tolerance(STEP_TOLERANCE, step)
     multiples = np.round(gaps / step)
     wide = np.flatnonzero(multiples > 1)
     if len(wide) and (multiples >= 1).all() and (np.abs(gaps - multiples * step) <= tolerance * multiples).all():
@@ -192,9 +194,19 @@ def _uneven(slices: Sequence[SliceHeader], levels: _Vector) -> MedvolError | Non
         "UNEVEN_SPACING",
         file=slices[0].path.parent,
         found=f"steps from {gaps.min():.4g} to {gaps.max():.4g} mm, median {median:.4g}",
-        expected=f"equal steps within {max(STEP_TOLERANCE * median, STEP_TOLERANCE_MM):.2g} mm",
+        expected=f"equal steps within {_tolerance(STEP_TOLERANCE, median):.2g} mm",
         fix="use an evenly spaced reconstruction, or interpolate with uneven_spacing='resample'",
     )
+
+
+def _tolerance(share: float, step: float) -> float:
+    """Return how far a slice may lie from its place, in millimetres."""
+    return max(share * step, min(STEP_TOLERANCE_MM, STEP_TOLERANCE_MOST * step))
+
+
+def place_tolerance(one: SliceHeader) -> float:
+    """Return how far apart two slices may lie that are at one place, in millimetres."""
+    return min((STEP_TOLERANCE_MM, *(STEP_TOLERANCE_MOST * step for step in one.spacing or () if step > 0)))
 
 
 def _common_step(slices: Sequence[SliceHeader], at: _Vector) -> _Vector:
@@ -206,7 +218,7 @@ def _common_step(slices: Sequence[SliceHeader], at: _Vector) -> _Vector:
     positions = np.array([one.position for one in slices])
     step: _Vector = (positions[-1] - positions[0]) / at[-1]
     distance = np.linalg.norm(positions - positions[0] - step * at[:, None], axis=1)
-    limit = max(LINE_TOLERANCE * float(np.linalg.norm(step)), STEP_TOLERANCE_MM)
+    limit = _tolerance(LINE_TOLERANCE, float(np.linalg.norm(step)))
     worst = int(distance.argmax())
     if distance[worst] > limit:
         raise MedvolError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvol.errors import MedvolError
+from medvol.io.dicom_file import truncated
 from medvol.io.dicom_header import SliceHeader, is_dicom, read_slice_headers
 from medvol.io.dicom_select import IMAGE_TAGS, Selection, fragment_of, select, tag_of
 from medvol.io.dicom_stored import Numbers
@@ -14,6 +15,8 @@ from medvol.io.files import cannot_read, walk_files
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one image; rounding of scanners drifts by 4e-4."""
+
+_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _LOCALIZERS = {"LOCALIZER", "SCOUT", "SURVEY"}
 
@@ -57,6 +60,8 @@ def scan(path: Path) -> Scan:
             raise cannot_read(file, error) from error
         if path.is_dir() and (file.name.upper() == "DICOMDIR" or not is_dicom(head)):
             others += 1
+            if file.suffix.lower() in _SUFFIXES:
+                damaged.append(_no_dicom(file, head))
             continue
         try:
             headers = read_slice_headers(file)
@@ -126,6 +131,20 @@ def describe_group(group: Sequence[SliceHeader]) -> str:
     """Return words for an image: UID, modality, number of files, matrix."""
     first = group[0]
     return f"{first.series_uid}: {first.modality}, {len(group)} files of {first.size[0]} x {first.size[1]}"
+
+
+def _no_dicom(file: Path, head: bytes) -> MedvolError:
+    """Return the refusal of a file that is named as an image and holds none: a slice that a copy has lost."""
+    size = file.stat().st_size
+    if any(head):
+        return MedvolError(
+            "BAD_DICOM",
+            file=file,
+            found="no DICOM file, though named as one",
+            expected="a DICOM file",
+            fix="copy it again, or remove it",
+        )
+    return truncated(file, f"{size:,} bytes" + (", all zero at the start" if size else ""), "an image")
 
 
 def _is_capture(one: SliceHeader) -> bool:

@@ -19,7 +19,7 @@ from medvol.io.dicom_stored import Numbers, Stored, numbers, stored_of, whole
 from medvol.io.dicom_tags import FILE_TAGS, PHILIPS_TAGS, file_tags, philips_scale
 from medvol.io.dicom_walk import walk_header
 
-_MOSAIC_COUNT = 0x0019100A  # Siemens: NumberOfImagesInMosaic
+_SIEMENS_CREATOR, _MOSAIC_COUNT = 0x00190010, 0x0019100A  # NumberOfImagesInMosaic
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
     *("Modality", "SeriesDescription", "SeriesNumber", "InstanceNumber", "ImageType", "LossyImageCompression"),
@@ -27,8 +27,8 @@ _TAGS = (
     *("BitsAllocated", "BitsStored", "HighBit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient", "ImagerPixelSpacing"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationType"),
-    *("ConcatenationUID", "ImagesInAcquisition", "PixelPaddingValue", "PixelPaddingRangeLimit", _MOSAIC_COUNT),
-    *("RealWorldValueMappingSequence", *PHILIPS_TAGS),
+    *("ConcatenationUID", "ImagesInAcquisition", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RealWorldValueMappingSequence", *PHILIPS_TAGS, _SIEMENS_CREATOR, _MOSAIC_COUNT),
 )
 
 _WANTED = (*_TAGS, *FILE_TAGS)
@@ -144,8 +144,8 @@ def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
         if kind and "Image Storage" not in kind:
             return ()
         is_enhanced = "Enhanced" in kind or "SharedFunctionalGroupsSequence" in dataset
-        offset, problem = pixel_place(dataset, stream, path)
-        header = _slice_header(dataset, path, offset, problem or _refusal(dataset, path), is_enhanced=is_enhanced)
+        place, problem = pixel_place(dataset, stream, path)
+        header = _slice_header(dataset, path, place, problem or _refusal(dataset, path), is_enhanced=is_enhanced)
         if not is_enhanced:
             return (header,)
         from medvol.io.dicom_frames import expand
@@ -154,7 +154,7 @@ def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
 
 
 def _slice_header(
-    dataset: Any, path: Path, offset: int, problem: MedvolError | None, *, is_enhanced: bool
+    dataset: Any, path: Path, place: tuple[int, int], problem: MedvolError | None, *, is_enhanced: bool
 ) -> SliceHeader:
     def text(keyword: str) -> str:
         return str(dataset.get(keyword) or "")
@@ -176,7 +176,7 @@ def _slice_header(
         frames=whole(dataset, "NumberOfFrames") or 1,
         is_enhanced=is_enhanced,
         photometric=text("PhotometricInterpretation"),
-        stored=stored_of(dataset, offset),
+        stored=stored_of(dataset, place),
         syntax=str(getattr(dataset.file_meta, "TransferSyntaxUID", "")),
         spacing=numbers(dataset, "PixelSpacing", 2),
         detector_spacing=numbers(dataset, "ImagerPixelSpacing", 2),
@@ -214,12 +214,20 @@ def _uid_name(text: str) -> str:
     return "" if uid.is_private or uid.name == uid else str(uid.name)
 
 
+def _counts_mosaic(dataset: Any) -> bool:
+    """Tell whether the private attribute is Siemens' number of images in a mosaic, and not another vendor's."""
+    creator = dataset.get(_SIEMENS_CREATOR)
+    creator = getattr(creator, "value", creator)
+    creator = creator.decode("latin-1") if isinstance(creator, bytes) else str(creator or "SIEMENS")
+    return _MOSAIC_COUNT in dataset and creator.startswith("SIEMENS")
+
+
 def _refusal(dataset: Any, path: Path) -> MedvolError | None:
     """Return a refusal by name of what no header makes a stack of slices."""
     kinds: Sequence[tuple[str, bool, str, str]] = (
         (
             "SIEMENS_MOSAIC",
-            "MOSAIC" in _texts(dataset.get("ImageType")) or _MOSAIC_COUNT in dataset,
+            "MOSAIC" in _texts(dataset.get("ImageType")) or _counts_mosaic(dataset),
             "a mosaic of slices",
             "convert it with dcm2niix",
         ),

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
 from medvol.errors import MedvolError
-from medvol.io.dicom_codecs import decode_frame, extract_bits, releases_the_lock
+from medvol.io.dicom_codecs import (
+    decode_by_pydicom,
+    decode_frame,
+    extract_bits,
+    frames_of,
+    read_only_frame,
+    releases_the_lock,
+)
 from medvol.io.dicom_file import check_inflated_size, dicom_errors, truncated
 from medvol.io.dicom_header import SliceHeader
 
@@ -27,10 +35,11 @@ _TAGS = (
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "RescaleSlope", "RescaleIntercept"),
 )
 _INT16 = np.iinfo(np.int16)
-_BATCH = 32
+_AHEAD = 32
 """Slices decoded ahead of the stack: enough for every thread, little beside the volume."""
 
 Array = npt.NDArray[Any]
+_Decoded = tuple[SliceHeader, Array, Array]
 
 
 def read_stack(slices: Sequence[SliceHeader], pad_to: float | None = None) -> tuple[Array, tuple[str, ...]]:
@@ -80,52 +89,89 @@ def pixel_fingerprint(one: SliceHeader) -> tuple[str, tuple[float, float]]:
         return hashlib.blake2b(dataset.PixelData, digest_size=16).hexdigest(), one.rescale
 
 
-def _decoded(slices: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, Array, Array]]:
-    """Yield each slice with its stored and its rescaled values."""
-    if not releases_the_lock(slices[0].syntax):
-        for _, members in groupby(slices, key=lambda one: one.path):
-            yield from _file_values(list(members))
-        return
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(slices), _BATCH):
-            batch = slices[start : start + _BATCH]
-            # Files are read by this thread alone: silencing pydicom's warnings is not safe in several at once.
-            opened = {path: _read(path) for path in dict.fromkeys(one.path for one in batch)}
-            pending = [pool.submit(decode_frame, opened[one.path], one) for one in batch]
-            for one, future in zip(batch, pending, strict=True):
-                with dicom_errors(one.path):
-                    stored = _of_size(future.result(), one)
-                yield _values(one, stored, opened[one.path])
+def _decoded(slices: Sequence[SliceHeader]) -> Iterator[_Decoded]:
+    """Yield each slice with its stored and its rescaled values.
+
+    Threads read and decode ahead what can be read without pydicom's dataset or Python's lock.
+    """
+    waiting: deque[tuple[SliceHeader, Future[_Decoded] | Callable[[], _Decoded]]] = deque()
+    files = _Files()
+    # Silencing warnings is not safe in several threads at once: here it is done once for all of them.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for one in slices:
+            with dicom_errors(one.path):
+                waiting.append((one, _begin(one, pool, files)))
+            if len(waiting) > _AHEAD:
+                yield _finish(*waiting.popleft())
+        while waiting:
+            yield _finish(*waiting.popleft())
 
 
-def _file_values(members: Sequence[SliceHeader]) -> Iterator[tuple[SliceHeader, Array, Array]]:
-    """Yield the slices of one file, which is opened once."""
-    first = members[0]
-    if first.stored.offset and not first.has_lut:
-        with dicom_errors(first.path), first.path.open("rb") as stream:
-            for one in members:
-                yield _values(one, _native(one, stream))
-        return
-    dataset = _read(first.path)
-    for one in members:
-        yield _values(one, _encoded(one, dataset), dataset)
+def _begin(one: SliceHeader, pool: ThreadPoolExecutor, files: _Files) -> Future[_Decoded] | Callable[[], _Decoded]:
+    """Start reading a slice in a thread, or return what reads it."""
+    if not one.has_lut and one.stored.offset:
+        return pool.submit(lambda: _values(one, _native(one)))
+    if not one.has_lut and releases_the_lock(one.syntax):
+        if one.frames == 1 and one.stored.fragments:
+            return pool.submit(lambda: _values(one, _of_size(decode_frame(read_only_frame(one), one), one)))
+        frame = files.frames(one)[one.frame]
+        return pool.submit(lambda: _values(one, _of_size(decode_frame(frame, one), one)))
+    return lambda: _values(one, _of_size(files.decode(one), one), files.dataset(one.path))
 
 
-def _native(one: SliceHeader, stream: Any) -> Array:
+def _finish(one: SliceHeader, job: Future[_Decoded] | Callable[[], _Decoded]) -> _Decoded:
+    with dicom_errors(one.path):
+        return job.result() if isinstance(job, Future) else job()
+
+
+@final
+class _Files:
+    """The files with several frames, and the last other one, opened once each."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[Path, Any] = {}
+        self._frames: dict[Path, list[bytes]] = {}
+
+    def dataset(self, path: Path) -> Any:
+        """Return what pydicom reads of a file."""
+        if path not in self._datasets:
+            for other in [known for known, dataset in self._datasets.items() if not _is_multiframe(dataset)]:
+                del self._datasets[other]
+            self._datasets[path] = _read(path)
+        return self._datasets[path]
+
+    def frames(self, one: SliceHeader) -> list[bytes]:
+        """Return the compressed frames of a file."""
+        if one.path not in self._frames:
+            found = frames_of(_read(one.path), one)
+            if one.frames == 1:
+                return found
+            self._frames[one.path] = found
+        return self._frames[one.path]
+
+    def decode(self, one: SliceHeader) -> Array:
+        """Return the stored values of a frame that imagecodecs does not decode."""
+        if releases_the_lock(one.syntax):
+            return decode_frame(self.frames(one)[one.frame], one)
+        return decode_by_pydicom(self.dataset(one.path), one)
+
+
+def _is_multiframe(dataset: Any) -> bool:
+    return int(dataset.get("NumberOfFrames") or 1) > 1
+
+
+def _native(one: SliceHeader) -> Array:
     """Return the stored values of uncompressed little-endian pixels."""
     rows, columns = one.size
     width = one.stored.bits_allocated // 8
     length = rows * columns * width
-    stream.seek(one.stored.offset + one.frame * length)
-    data = bytearray(length)
-    if stream.readinto(data) != length:
-        raise truncated(one.path, "fewer pixels than when its header was read", f"{length:,} bytes")
-    return extract_bits(np.frombuffer(data, f"<u{width}").reshape(rows, columns), one.stored)
-
-
-def _encoded(one: SliceHeader, dataset: Any) -> Array:
-    with dicom_errors(one.path):
-        return _of_size(decode_frame(dataset, one), one)
+    data = np.empty(length, np.uint8)
+    with one.path.open("rb", buffering=0) as stream:
+        stream.seek(one.stored.offset + one.frame * length)
+        if stream.readinto(data.data) != length:
+            raise truncated(one.path, "fewer pixels than when its header was read", f"{length:,} bytes")
+    return extract_bits(data.view(f"<u{width}").reshape(rows, columns), one.stored)
 
 
 def _of_size(stored: Array, one: SliceHeader) -> Array:
@@ -147,13 +193,12 @@ def _fill(values: Array, mask: npt.NDArray[np.bool_], pad_to: float) -> Array:
     return np.where(mask, np.int16(pad_to) if is_small else np.float64(pad_to), values)
 
 
-def _values(one: SliceHeader, stored: Array, dataset: Any = None) -> tuple[SliceHeader, Array, Array]:
+def _values(one: SliceHeader, stored: Array, dataset: Any = None) -> _Decoded:
     """Return one slice with its values after the modality transform: int16 where they fit, else floating point."""
     if one.has_lut and dataset is not None:
         from pydicom.pixels import apply_modality_lut
 
-        with dicom_errors(one.path):
-            return one, stored, _narrow(np.asarray(apply_modality_lut(stored, dataset)), 0)
+        return one, stored, _narrow(np.asarray(apply_modality_lut(stored, dataset)), 0)
     slope, intercept = one.rescale
     if slope == 1 and float(intercept).is_integer() and abs(intercept) < 1 << 30:
         return one, stored, _narrow(stored, int(intercept))
@@ -168,7 +213,7 @@ def _narrow(values: Array, intercept: int) -> Array:
     if low < _INT16.min or high > _INT16.max:
         return values.astype(np.float64) + intercept
     # The sum fits, so it is right modulo 2**16, in which int16 arrays wrap without a word.
-    narrow = values.astype(np.int16, copy=False)
+    narrow = values.view(np.int16) if values.dtype == np.uint16 else values.astype(np.int16, copy=False)
     return narrow if intercept == 0 else narrow + np.array(intercept, np.int64).astype(np.int16)
 
 

@@ -20,6 +20,7 @@ class Stored:
         is_signed: Whether they are a two's complement.
         offset: First byte of the first frame of native little-endian pixels, 0 where pydicom must find them.
         padding: Lowest and highest stored value that stands for "nothing was measured here".
+        fragments: First byte of the fragments of compressed pixels, 0 where pydicom must find them.
     """
 
     bits_allocated: int
@@ -28,6 +29,7 @@ class Stored:
     is_signed: bool
     offset: int = 0
     padding: tuple[int, int] | None = None
+    fragments: int = 0
 
 
 def numbers(dataset: Any, keyword: str, count: int) -> Numbers | None:
@@ -49,8 +51,8 @@ def whole(dataset: Any, keyword: str) -> int | None:
     return None if value in (None, "") else int(value)
 
 
-def stored_of(dataset: Any, offset: int) -> Stored:
-    """Return how a file's pixels stand in it; `offset` is their first byte."""
+def stored_of(dataset: Any, place: tuple[int, int]) -> Stored:
+    """Return how a file's pixels stand in it; `place` is the first byte of native pixels, and that of fragments."""
     allocated = whole(dataset, "BitsAllocated") or 0
     bits = whole(dataset, "BitsStored") or allocated
     high, is_signed = whole(dataset, "HighBit"), whole(dataset, "PixelRepresentation") == 1
@@ -59,7 +61,7 @@ def stored_of(dataset: Any, offset: int) -> Stored:
     )
     span = None if low is None else sorted((low, low if limit is None else limit))
     padding = None if span is None else (span[0], span[1])
-    return Stored(allocated, bits, bits - 1 if high is None else high, is_signed, offset, padding)
+    return Stored(allocated, bits, bits - 1 if high is None else high, is_signed, place[0], padding, place[1])
 
 
 def _padding(dataset: Any, keyword: str, bits: int, is_signed: bool) -> int | None:

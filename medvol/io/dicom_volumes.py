@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.errors import MedvolError
-from medvol.io.dicom_geometry import STEP_TOLERANCE_MM, sort_slices
+from medvol.io.dicom_geometry import place_tolerance, sort_slices
 from medvol.io.dicom_header import SliceHeader
 from medvol.io.dicom_pixels import pixel_fingerprint
 from medvol.io.dicom_select import NONE, Selection, fragment_of
@@ -50,7 +50,7 @@ def part_volumes(group: Sequence[SliceHeader], selection: Selection) -> tuple[Pa
     if len(group) == 1:
         return (Parted(tuple(group)),)
     ordered, levels = sort_slices(group)
-    places = np.concatenate([[0], np.cumsum(np.diff(levels) > STEP_TOLERANCE_MM)])
+    places = np.concatenate([[0], np.cumsum(np.diff(levels) > place_tolerance(ordered[0]))])
     if places[-1] + 1 == len(ordered):
         return (Parted(ordered),)
     kept, notes = _without_copies(ordered, places, of_equal_tags=True)
@@ -113,7 +113,7 @@ def _without_copies(
 
 def _is_copy(first: SliceHeader, second: SliceHeader) -> bool:
     apart = np.linalg.norm(np.subtract(first.position or (), second.position or ()))
-    return bool(apart <= STEP_TOLERANCE_MM) and pixel_fingerprint(first) == pixel_fingerprint(second)
+    return bool(apart <= place_tolerance(first)) and pixel_fingerprint(first) == pixel_fingerprint(second)
 
 
 def _explain(slices: Slices, places: npt.NDArray[np.int64]) -> list[Parted]:
