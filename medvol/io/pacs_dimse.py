@@ -37,6 +37,7 @@ _AT_ONCE = 8  # classes of objects per association: 128 contexts are the most th
 _NAMED_AT_ONCE = 100  # instances per request, so that its UIDs stay a few kilobytes
 _PENDING, _SUCCESS, _SOME_FAILED = (0xFF00, 0xFF01), 0x0000, 0xB000
 _STORED = (_SUCCESS, 0xB000, 0xB006, 0xB007)  # the last three: with changes that the PACS made
+_NOT_TAKEN = "the PACS does not take this kind of object or compression"
 _TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 # What a series most likely holds where the PACS does not tell: CT, MR, PET, X-ray, their enhanced kinds, segmentations,
 # structure sets and reports.
@@ -94,6 +95,14 @@ class DimsePeer:
 
     def send(self, batch: Sequence[Outgoing]) -> Mapping[str, str]:
         """Store files over one connection."""
+        try:
+            return self._send(batch)
+        except MedvolError as error:
+            if error.code != "REFUSED":
+                raise
+            return dict.fromkeys((one.uid for one in batch), _NOT_TAKEN)  # none of the kinds in this batch
+
+    def _send(self, batch: Sequence[Outgoing]) -> dict[str, str]:
         kinds = dict.fromkeys((one.sop_class, one.syntax) for one in batch)
         reasons = {}
         with self._associated([_context(sop_class, [syntax]) for sop_class, syntax in kinds]) as association:
@@ -103,7 +112,7 @@ class DimsePeer:
                 except (ValueError, AttributeError, RuntimeError) as error:
                     if not association.is_established:
                         raise self._lost() from error
-                    reasons[one.uid] = "the PACS does not take this kind of object or compression"
+                    reasons[one.uid] = _NOT_TAKEN
                     continue
                 if "Status" not in status:
                     raise self._lost()

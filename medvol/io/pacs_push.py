@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -26,7 +27,6 @@ JOURNAL = ".pacs_sent"
 BATCH_FILES = 50
 BATCH_BYTES = 64 << 20
 _TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
-_ENDS_RUN = ("CONNECTION_LOST", "SERVER_ERROR", "NOT_AUTHORISED", "TLS_FAILED")
 
 
 def push(
@@ -61,9 +61,9 @@ def push(
     with tqdm(total=len(outgoing), initial=len(before), desc="Sending", unit="file", disable=not show_progress) as bar:
         for batch in _batches(waiting):
             try:
-                answer = retry(access, lambda batch=batch: peer.send(batch))  # type: ignore[misc]
+                answer = retry(access, partial(peer.send, batch))
             except MedvolError as error:
-                if error.code not in _ENDS_RUN or not (reasons or before):
+                if not (reasons or before):
                     raise
                 stopped = error
                 break

@@ -108,7 +108,7 @@ class WebPeer:
                 self._left = ANSWER_LIMIT
                 answer = self._sender.store_instances(_read(batch))
         except MedvolError as error:
-            if error.code not in ("BAD_ANSWER", "NOT_FOUND", "REFUSED"):
+            if error.code not in ("BAD_ANSWER", "REFUSED"):  # the first also for a file that pydicom cannot read
                 raise
             if len(batch) == 1:
                 return {batch[0].uid: error.found}

@@ -145,6 +145,16 @@ def test_a_kind_of_object_that_the_peer_does_not_take_is_told(dicom, archive, wr
     assert "does not take this kind" in row.reason
 
 
+def test_a_series_of_a_kind_that_the_peer_does_not_take_keeps_no_other_from_going(dicom, write, tmp_path, quick):
+    for path in [tmp_path / "all" / "a" / f"IM{number + 1:04d}.dcm" for number in range(len(write("all/a")))]:
+        dataset = pydicom.dcmread(path)
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+        dataset.save_as(path)
+    write("all/b", number=2)
+    rows = push(connect(dicom.address, quick), dicom.address, [tmp_path / "all"], access=quick).rows
+    assert sorted((row.verdict, row.moved) for row in rows) == [("PARTIAL", 0), ("whole", 9)]
+
+
 def test_a_title_that_the_peer_does_not_know_is_told(fetch, dicom, archive, write, quick):
     datasets = write("a")
     archive.add(*datasets)

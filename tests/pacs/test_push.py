@@ -94,6 +94,14 @@ def test_a_wrong_password_ends_at_once(send, write, web):
     assert len(web.server.log) == 1
 
 
+def test_a_wrong_address_ends_at_once(write, web, tmp_path, quick):
+    write("a")
+    web.server.statuses = [404]
+    with pytest.raises(MedvolError, match="NOT_FOUND.*path of the address"):
+        push(connect(web.address, quick), web.address, [tmp_path / "a"], access=quick)
+    assert len(web.server.log) == 1
+
+
 def test_a_journal_holds_for_one_service_only_and_no_uid(send, archive, write, tmp_path, web):
     datasets = write("a")
     send("a")
