@@ -18,6 +18,7 @@ EPILOG = """examples:
   medvol list                                 the bundles, and what each expects
   medvol pull https://host/dicom-web --query query.csv -o export     fetch series from a PACS, with `push` back
   medvol scan export --csv cases.csv          list every DICOM series of a tree, write a case table to start from
+  medvol deid export shared --key-file KEY    write DICOM files without what identifies their patients
   medvol check my_study.csv                   open every file and list all that training would refuse
   medvol table my_study.csv -o cases.csv      check a study, split it by patient, write its case table
   medvol plan cases.csv -b B                  plan a segmentation: spacing, patch, batch, with reasons and memory
