@@ -90,6 +90,10 @@ def pixel_place(dataset: Any, stream: BinaryIO, path: Path) -> tuple[tuple[int, 
         return (0, 0), truncated(path, f"{size:,} bytes without pixel data", "an image")
     length = struct.unpack(order + "I", element[4:8] if implicit else element[8:12])[0]
     begin = start + (8 if implicit else 12)
+    if (length == _UNDEFINED) != (syntax is not None and syntax.is_encapsulated):
+        # pydicom would hand out the bytes of the one as the pixels of the other.
+        found = "compressed pixels, not so by its transfer syntax" if length == _UNDEFINED else "pixels not compressed"
+        return (0, 0), _contradiction(path, found)
     if length == _UNDEFINED:
         return (0, begin), None  # encapsulated: its end is found when it is decoded
     promised = int(dataset.Rows) * int(dataset.get("Columns") or 0) * int(dataset.get("BitsAllocated") or 0) // 8
@@ -108,6 +112,16 @@ def pixel_place(dataset: Any, stream: BinaryIO, path: Path) -> tuple[tuple[int, 
 def truncated(path: Path, found: str, expected: str) -> MedvolError:
     """Return the refusal of a file that ends before its header or its pixels do."""
     return MedvolError("TRUNCATED", file=path, found=found, expected=expected, fix="copy or send the file again")
+
+
+def _contradiction(path: Path, found: str) -> MedvolError:
+    return MedvolError(
+        "BAD_DICOM",
+        file=path,
+        found=found,
+        expected="pixels as the transfer syntax says",
+        fix="export or send the file again",
+    )
 
 
 def _bad(path: Path, error: Exception) -> MedvolError:

@@ -200,6 +200,12 @@ def _require_slice(one: SliceHeader) -> None:
             f"{one.stored.bits_allocated} bits per voxel",
             "export it with 16 bits",
         ),
+        (
+            "BAD_DICOM",
+            one.stored.bits_stored > one.stored.bits_allocated,
+            f"{one.stored.bits_stored} bits stored in {one.stored.bits_allocated}",
+            "send the file again",
+        ),
         ("BAD_DICOM", min(one.size) < 1, f"{one.size[0]} x {one.size[1]} pixels", "send the file again"),
         ("BAD_DICOM", one.rescale[0] == 0, "RescaleSlope 0", "export the series again"),
     )

@@ -67,12 +67,21 @@ _PHILIPS_CREATOR, _PHILIPS_SCALE, _PHILIPS_FRAME = 0x20050010, 0x2005100E, 0x200
 PHILIPS_TAGS = (_PHILIPS_CREATOR, _PHILIPS_SCALE)
 """Private attributes that `philips_scale` needs."""
 
-CLOCK_TAGS = ("AcquisitionTime", "ContentTime")
+TIME_TAGS = ("AcquisitionTime", "ContentTime")
 """Tags whose values are times of the day: only their order is used."""
 
+TRIGGER_RANK = "TriggerRank"
+"""The rank of an image's trigger time among those at its place, for a heart whose beats are not equally long."""
+
+CLOCK_TAGS = (*TIME_TAGS, TRIGGER_RANK)
+"""Names whose value is a rank, which only the volumes of one image have."""
+
+CONTRAST_TAGS = ("EchoTime", "DiffusionBValue", "InversionTime", "KVP", "ComplexImageComponent", "ConvolutionKernel")
+"""Tags that have one value in all slices of a volume, where they have any."""
+
 SPLITTING_TAGS = (
-    *(name for name in _OF_FILE if name not in CLOCK_TAGS),
-    *("MetaboliteMap", *_DIMENSIONS, *CLOCK_TAGS),
+    *(name for name in _OF_FILE if name not in TIME_TAGS),
+    *("MetaboliteMap", *_DIMENSIONS, *TIME_TAGS, TRIGGER_RANK),
 )
 """Names that may tell volumes of one image apart, the preferred ones first."""
 

@@ -1,7 +1,8 @@
 """Images that lie at one place: a copy is dropped, volumes of one series are told apart by the tag that explains them.
 
-An explanation is a tag, or several, each of whose values has exactly one image at every place. Whatever no tag explains
-is refused; instance numbers explain nothing.
+An explanation is a tag, or several, each of whose values has exactly one image at every place; or, at every place, the
+order of trigger times, or of acquisition times that keep the volumes apart. Whatever no tag explains is refused;
+instance numbers explain nothing. Slices of other echo times, b-values or the like make no volume, even side by side.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from medvol.io.dicom_geometry import place_tolerance, sort_slices
 from medvol.io.dicom_header import SliceHeader
 from medvol.io.dicom_pixels import pixel_fingerprint
 from medvol.io.dicom_select import NONE, Selection, fragment_of
-from medvol.io.dicom_tags import CLOCK_TAGS, SPLITTING_TAGS
+from medvol.io.dicom_tags import CONTRAST_TAGS, SPLITTING_TAGS, TIME_TAGS, TRIGGER_RANK
 
+CONTRAST_TOLERANCE = 0.05
+"""Largest difference between echo times and the like in one volume, as a share of the value."""
+
+_NOON = 120000.0  # as a time of the day, HHMMSS
 MOST_TAGS = 3  # echo, b-value and direction together tell every series apart that was met
 
 Slices = tuple[SliceHeader, ...]
@@ -49,6 +54,13 @@ def part_volumes(group: Sequence[SliceHeader], selection: Selection) -> tuple[Pa
     """
     if len(group) == 1:
         return (Parted(tuple(group)),)
+    parts = _part_places(group, selection)
+    for part in parts:
+        _require_one_contrast(part.slices)
+    return parts
+
+
+def _part_places(group: Sequence[SliceHeader], selection: Selection) -> tuple[Parted, ...]:
     ordered, levels = sort_slices(group)
     places = np.concatenate([[0], np.cumsum(np.diff(levels) > place_tolerance(ordered[0]))])
     if places[-1] + 1 == len(ordered):
@@ -57,7 +69,7 @@ def part_volumes(group: Sequence[SliceHeader], selection: Selection) -> tuple[Pa
     slices, places = tuple(ordered[index] for index in kept), places[kept]
     if places[-1] + 1 == len(slices):
         return (Parted(slices, notes=notes),)
-    parts = _explain(slices, places)
+    parts = _explain(slices, places) or _rank(slices, places)
     if not parts:
         # The same image may have been sent twice with another acquisition number.
         kept, more = _without_copies(slices, places, of_equal_tags=False)
@@ -135,6 +147,62 @@ def _explain(slices: Slices, places: npt.NDArray[np.int64]) -> list[Parted]:
     return []
 
 
+def _rank(slices: Slices, places: npt.NDArray[np.int64]) -> list[Parted]:
+    """Return the volumes by the rank of a time among the images at each place; none where times do not tell."""
+    count, rest = divmod(len(slices), int(places[-1]) + 1)
+    if rest or (np.bincount(places) != count).any():
+        return []
+    for tag, name in (("TriggerTime", TRIGGER_RANK), ("AcquisitionTime", "AcquisitionTime")):
+        texts = [dict(one.tags).get(tag, "") for one in slices]
+        try:
+            times = np.array([float(text) for text in texts])
+        except ValueError:
+            continue
+        # One row per place: slices are sorted by place already.
+        order = np.lexsort((times, places)).reshape(-1, count)
+        ranked = times[order]
+        if (np.diff(ranked, axis=1) <= 0).any():
+            continue
+        # Volumes that were acquired one after the other; not so beats of a heart, and not around midnight.
+        if tag == "AcquisitionTime" and (
+            np.ptp(times) > _NOON or (ranked[:, :-1].max(axis=0) >= ranked[:, 1:].min(axis=0)).any()
+        ):
+            continue
+        return [
+            Parted(tuple(slices[index] for index in sorted(order[:, number])), ((name, str(number + 1)),))
+            for number in range(count)
+        ]
+    return []
+
+
+def _require_one_contrast(slices: Slices) -> None:
+    """Refuse slices side by side that show different things.
+
+    Raises:
+        MedvolError: `MIXED_SERIES`.
+    """
+    for name in CONTRAST_TAGS:
+        values = sorted({value for one in slices if (value := dict(one.tags).get(name))}, key=_sort_key)
+        if len(values) > 1 and not _are_near(values):
+            raise MedvolError(
+                "MIXED_SERIES",
+                file=slices[0].path.parent,
+                found=f"slices of {len(values)} values of {name} side by side: {', '.join(values)}"[:110],
+                expected="one contrast",
+                fix=f"name one, as in folder#UID;{name}={values[0]}"[:80],
+                details=[f"{fragment_of(slices[0].series_uid, [(name, value)])}" for value in values],
+            )
+
+
+def _are_near(values: Sequence[str]) -> bool:
+    """Tell whether values are numbers that rounding could have set apart."""
+    try:
+        known = [float(value) for value in values]
+    except ValueError:
+        return False
+    return max(known) - min(known) <= CONTRAST_TOLERANCE * max(abs(value) for value in known)
+
+
 def _codes(slices: Slices) -> dict[str, tuple[list[str], npt.NDArray[np.int64]]]:
     """Return for every tag that varies its sorted values, as shown, and the index of each slice's value."""
     values_of = [dict(one.tags) for one in slices]
@@ -144,7 +212,7 @@ def _codes(slices: Slices) -> dict[str, tuple[list[str], npt.NDArray[np.int64]]]
         known = sorted(set(values), key=_sort_key)
         if len(known) > 1:
             index = {value: position for position, value in enumerate(known)}
-            shown = [str(rank + 1) for rank in range(len(known))] if name in CLOCK_TAGS else known
+            shown = [str(rank + 1) for rank in range(len(known))] if name in TIME_TAGS else known
             codes[name] = (shown, np.array([index[value] for value in values]))
     return codes
 

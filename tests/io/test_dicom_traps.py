@@ -35,7 +35,7 @@ from medvol.io.dicom_series import list_series
 from medvol.io.dicom_stored import Stored
 
 TOLERANCE_MM = 0.03
-TRAPS: dict[str, tuple[Callable, str]] = {}
+TRAPS: dict[str, tuple[Callable, str, bool]] = {}
 
 
 @dataclass
@@ -62,11 +62,14 @@ class Maker:
         dataset.save_as(self.folder / name)
 
 
-def trap(code=""):
-    """Mark a function as a trap that must be refused with a code, or read in place when there is none."""
+def trap(code="", *, by_headers=True):
+    """Mark a function as a trap that must be refused with a code, or read in place when there is none.
+
+    What only decoding the pixels can find, the list of series does not know.
+    """
 
     def mark(function):
-        TRAPS[function.__name__.strip("_")] = (function, code)
+        TRAPS[function.__name__.strip("_")] = (function, code, by_headers)
         return function
 
     return mark
@@ -586,9 +589,476 @@ def _enhanced_truncated(maker):
     path.write_bytes(path.read_bytes()[:-200])
 
 
+# Combinations of traps
+
+
+def turned(maker, degrees=13.5):
+    maker.affine = maker.affine.copy()
+    maker.affine[:3, 2] += maker.affine[:3, 1] / 1.5 * 3.0 * np.tan(np.radians(degrees))
+
+
+def compressed(name, number, **options):
+    """Return an edit that compresses a slice by imagecodecs, and the transfer syntax."""
+    imagecodecs = pytest.importorskip("imagecodecs", reason="the extra 'codecs' is not installed")
+
+    def edit(dataset, index):
+        kind = np.int16 if name == "jpeg2k" else np.uint16
+        stored = np.frombuffer(dataset.PixelData, kind).reshape(8, 7)
+        dataset.PixelData = pydicom.encaps.encapsulate([getattr(imagecodecs, f"{name}_encode")(stored, **options)])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.840.10008.1.2.4.{number}")
+
+    return edit
+
+
+def patched(path, tag, kind, change):
+    """Overwrite the bytes of a short explicit element: `change` gets its value and returns another."""
+    data = path.read_bytes()
+    at = data.index(struct.pack("<HH2s", *tag, kind))
+    (length,) = struct.unpack_from("<H", data, at + 6)
+    value = change(data[at + 8 : at + 8 + length])
+    path.write_bytes(data[: at + 6] + struct.pack("<H", len(value)) + value + data[at + 8 + length :])
+
+
+@trap()
+def _tilt_and_numbers_at_random(maker):
+    turned(maker)
+    maker.plain(set_to(InstanceNumber=lambda index: (index * 5) % 9 + 1), matrix=maker.affine)
+
+
+@trap("UNEVEN_SPACING")
+def _tilt_and_uneven_steps(maker):
+    turned(maker)
+    maker.plain(shift(lambda index: 1.0 * (index > 4)), matrix=maker.affine)
+
+
+@trap()
+def _tilt_and_localizer(maker):
+    turned(maker)
+    path = maker.plain(matrix=maker.affine)[0]
+    across = dict(ImageOrientationPatient=[0, 1, 0, 0, 0, -1], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    maker.changed(path, "scout.dcm", SOPInstanceUID="1.2.3.88", **across)
+
+
+@trap("MISSING_SLICES")
+def _one_file_twice_and_one_missing(maker):
+    files = maker.plain()
+    shutil.copy(files[2], maker.folder / "copy.dcm")
+    files[5].unlink()
+
+
+@trap("SEVERAL_VOLUMES")
+def _two_echoes_and_one_file_twice(maker):
+    path = maker.plain(set_to(EchoTime=4.6))[3]
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(EchoTime=9.2))
+    shutil.copy(path, maker.folder / "copy.dcm")
+
+
+@trap("MIXED_SERIES")
+def _two_echoes_half_a_step_apart(maker):
+    between = maker.affine.copy()
+    between[:3, 3] += between[:3, 2] / 2
+    maker.plain(set_to(EchoTime=4.6))
+    maker.write(maker.folder / "b", maker.voxels + 1000, matrix=between, edit=set_to(EchoTime=9.2))
+
+
+@trap("MIXED_SERIES")
+def _two_kernels_one_above_the_other(maker):
+    maker.plain(set_to(ConvolutionKernel=lambda index: "SHARP" if index < 5 else "SOFT"))
+
+
+@trap()
+def _echo_time_rounded(maker):
+    maker.plain(set_to(EchoTime=lambda index: 4.6 + 0.01 * (index % 2)))
+
+
+@trap()
+def _what_varies_by_slice_in_one_volume(maker):
+    maker.plain(
+        set_to(
+            RepetitionTime=lambda index: 800 + 31 * index,
+            TriggerTime=lambda index: 100 + 3 * index,
+            XRayTubeCurrent=lambda index: 100 + index,
+            SliceThickness=lambda index: 3 + index,
+            KVP=120,
+        )
+    )
+
+
+@trap("SEVERAL_VOLUMES")
+def _four_dixon_images(maker):
+    for number, kind in enumerate(("W", "F", "IP", "OP")):
+        edit = set_to(ImageType=["ORIGINAL", "PRIMARY", "DIXON", kind])
+        maker.write(maker.folder / kind, maker.voxels + 1000 * number, edit=edit)
+
+
+@trap("SEVERAL_VOLUMES")
+def _times_and_b_values(maker):
+    for number, (time, value) in enumerate([(1, 0), (1, 1000), (2, 0), (2, 1000)]):
+        edit = set_to(TemporalPositionIdentifier=time, DiffusionBValue=float(value))
+        maker.write(maker.folder / f"{number}", maker.voxels + 1000 * number, edit=edit)
+
+
+@trap("SEVERAL_VOLUMES")
+def _heart_beats_of_unequal_length(maker):
+    for phase in range(4):
+        edit = set_to(TriggerTime=lambda index, phase=phase: round(phase * (700 + 40 * ((index * 7) % 9)) / 4, 1))
+        maker.write(maker.folder / f"{phase}", maker.voxels + 1000 * phase, edit=edit)
+
+
+@trap("SEVERAL_VOLUMES")
+def _every_slice_at_a_time_of_its_own(maker):
+    for number in range(3):
+        edit = set_to(AcquisitionTime=lambda index, number=number: f"12{number:02d}{(index * 4) % 9:02d}.5")
+        maker.write(maker.folder / f"{number}", maker.voxels + 1000 * number, edit=edit)
+
+
+@trap("DUPLICATE_POSITION")
+def _times_around_midnight(maker):
+    def late(index):
+        return f"235959.{index}" if index < 5 else f"000001.{index}"
+
+    for number, time in enumerate((lambda index: f"235950.{index}", late, lambda index: f"000008.{index}")):
+        maker.write(maker.folder / f"{number}", maker.voxels + 1000 * number, edit=set_to(AcquisitionTime=time))
+
+
+@trap("DUPLICATE_POSITION")
+def _two_reconstructions_in_turn(maker):
+    for number in range(2):
+        edit = set_to(
+            AcquisitionTime=lambda index: f"1200{index:02d}",
+            ContentTime=lambda index, number=number: f"1300{2 * index + (number if index % 2 else 1 - number):02d}",
+        )
+        maker.write(maker.folder / f"{number}", maker.voxels + 1000 * number, edit=edit)
+
+
+@trap("MIXED_SERIES")
+def _one_uid_in_two_studies(maker):
+    maker.plain()
+    maker.write(maker.folder / "b", maker.voxels + 1000, edit=set_to(StudyInstanceUID="1.2.4"))
+
+
+@trap("MIXED_SERIES")
+def _half_of_the_slices_mirrored(maker):
+    def edit(dataset, index):
+        if index > 4:
+            row = [float(one) for one in dataset.ImageOrientationPatient]
+            dataset.ImageOrientationPatient = [-one for one in row[:3]] + row[3:]
+
+    maker.plain(edit)
+
+
+@trap("MIXED_SERIES")
+def _slices_round_an_axis(maker):
+    def edit(dataset, index):
+        angle = np.radians(4 * index)
+        dataset.ImageOrientationPatient = [f"{one:.6f}" for one in (np.cos(angle), np.sin(angle), 0, 0, 0, -1)]
+        dataset.ImagePositionPatient = [0, 0, 0]
+
+    maker.plain(edit)
+
+
+@trap("UNEVEN_SPACING")
+def _a_bow_in_the_stack(maker):
+    def edit(dataset, index):
+        x, y, z = (float(one) for one in dataset.ImagePositionPatient)
+        dataset.ImagePositionPatient = [x + 0.2 * index * (8 - index) / 16, y, z]
+
+    maker.affine = np.diag([1.0, 1.5, 3.0, 1.0])
+    maker.plain(edit, matrix=maker.affine)
+
+
+@trap("UNEVEN_SPACING")
+def _one_position_in_centimetres(maker):
+    def edit(dataset, index):
+        if index == 4:
+            dataset.ImagePositionPatient = [float(one) / 10 for one in dataset.ImagePositionPatient]
+
+    maker.plain(edit)
+
+
+@trap()
+def _spacing_in_another_sixth_digit(maker):
+    maker.plain(set_to(PixelSpacing=lambda index: [1.5 + 1e-6 * (index == 3), 1.0]))
+
+
+@trap()
+def _positions_of_three_decimals_and_long_strings(maker):
+    def longer(value):
+        text = b"\\".join(b"%.20f" % float(b"%.3f" % float(one)) for one in value.split(b"\\"))
+        return text + b" " * (len(text) % 2)
+
+    for path in maker.plain():
+        patched(path, (0x0020, 0x0032), b"DS", longer)
+
+
+@trap("BAD_DICOM")
+def _a_position_that_is_no_number(maker):
+    patched(maker.plain()[3], (0x0020, 0x0032), b"DS", lambda value: b"nan\\nan\\nan ")
+
+
+@trap("BAD_DICOM")
+def _a_decimal_comma(maker):
+    for path in maker.plain():
+        patched(path, (0x0018, 0x0050), b"DS", lambda value: b"3,00")
+
+
+@trap("NO_GEOMETRY")
+def _one_position_missing(maker):
+    maker.plain(lambda dataset, index: index == 4 and delattr(dataset, "ImagePositionPatient"))
+
+
+@trap("MIXED_SERIES")
+def _one_orientation_missing(maker):
+    maker.plain(lambda dataset, index: index == 4 and delattr(dataset, "ImageOrientationPatient"))
+
+
+@trap()
+def _negative_spacing_between_slices(maker):
+    maker.plain(set_to(SpacingBetweenSlices=-3.0, PatientPosition="HFDR"))
+
+
+@trap()
+def _steps_of_nine_micrometres(maker):
+    maker.affine = np.diag([0.009, 0.009, 0.009, 1.0])
+    maker.plain(set_to(PixelSpacing=[0.009, 0.009]), matrix=maker.affine)
+
+
+@trap("UNEVEN_SPACING")
+def _uneven_steps_of_twenty_micrometres(maker):
+    def edit(dataset, index):
+        x, y, z = dataset.ImagePositionPatient
+        dataset.PixelSpacing, dataset.ImagePositionPatient = [0.02, 0.02], [x, y, float(z) + 0.008 * (index > 4)]
+
+    maker.plain(edit, matrix=np.diag([0.02, 0.02, 0.02, 1.0]))
+
+
+@trap()
+def _slices_spread_over_folders_under_one_name(maker):
+    for position, path in enumerate(maker.plain()):
+        (maker.folder / f"{position}").mkdir()
+        shutil.move(path, maker.folder / f"{position}" / "IM1")
+
+
+@trap()
+def _the_whole_series_twice(maker):
+    files = maker.plain()
+    (maker.folder / "again").mkdir()
+    for path in files:
+        shutil.copy(path, maker.folder / "again")
+
+
+@trap()
+def _signed_and_unsigned_in_turn(maker):
+    maker.plain(lambda dataset, index: index % 2 and _unsigned(dataset, index))
+
+
+@trap()
+def _eight_twelve_and_sixteen_bits_in_turn(maker):
+    maker.voxels = maker.truth = np.abs(maker.voxels) % 100
+
+    def edit(dataset, index):
+        stored = np.frombuffer(dataset.PixelData, "<u2")
+        if index % 3 == 1:
+            dataset.BitsStored, dataset.HighBit = 12, 11
+            dataset.PixelData = (stored | 0xB000).astype("<u2").tobytes()
+        elif index % 3 == 2:
+            dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+            dataset.PixelData = stored.astype("u1").tobytes()
+
+    maker.plain(edit)
+
+
+@trap()
+def _compressions_in_turn(maker):
+    edits = [lambda dataset, index: None, compressed("jpegls", 80), compressed("jpeg2k", 90, level=0)]
+    edits.append(lambda dataset, index: dataset.compress(RLELossless, generate_instance_uid=False))
+    maker.plain(lambda dataset, index: edits[index % 4](dataset, index))
+
+
+@trap("BAD_DICOM", by_headers=False)
+def _compressed_pixels_of_another_size(maker):
+    imagecodecs = pytest.importorskip("imagecodecs", reason="the extra 'codecs' is not installed")
+
+    def edit(dataset, index):
+        stored = np.zeros((8, 7 if index != 4 else 5), np.uint16)
+        dataset.PixelData = pydicom.encaps.encapsulate([imagecodecs.jpegls_encode(stored)])
+        dataset["PixelData"].is_undefined_length = True
+
+    maker.plain(edit, syntax=pydicom.uid.JPEGLSLossless)
+
+
+@trap("BAD_DICOM")
+def _compressed_pixels_called_plain(maker):
+    for path in maker.plain(compressed("jpegls", 80)):
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"1.2.840.10008.1.2.4.80", b"1.2.840.10008.1.2.1\0\0\0", 1))
+
+
+@trap("BAD_DICOM")
+def _plain_pixels_called_compressed(maker):
+    for path in maker.plain():
+        patched(path, (0x0002, 0x0010), b"UI", lambda value: b"1.2.840.10008.1.2.4.80")
+
+
+@trap("BAD_DICOM")
+def _more_bits_stored_than_allocated(maker):
+    maker.plain(set_to(BitsStored=20, HighBit=19))
+
+
+@trap()
+def _table_of_signed_pixels_and_monochrome1(maker):
+    def edit(dataset, index):
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+        dataset.PhotometricInterpretation = "MONOCHROME1"
+        table = Dataset()
+        table.add_new(0x00283002, "SS", [1024, -200, 16])
+        table.add_new(0x00283006, "US", list(range(1000, 2024)))
+        table.ModalityLUTType = "US"
+        dataset.ModalityLUTSequence = Sequence([table])
+
+    maker.plain(edit)
+    maker.truth = maker.voxels + 1200
+
+
+@trap()
+def _wanted_attributes_of_unknown_representation(maker):
+    for path in maker.plain():
+        data = path.read_bytes()
+        for tag, kind in (((0x0020, 0x0032), b"DS"), ((0x0028, 0x0010), b"US")):
+            at = data.index(struct.pack("<HH2s", *tag, kind))
+            (length,) = struct.unpack_from("<H", data, at + 6)
+            data = data[: at + 4] + struct.pack("<2sHI", b"UN", 0, length) + data[at + 8 :]
+        path.write_bytes(data)
+
+
+@trap()
+def _private_attribute_of_ge_where_siemens_counts_mosaics(maker):
+    def edit(dataset, index):
+        dataset.add_new(0x00190010, "LO", "GEMS_ACQU_01")
+        dataset.add_new(0x0019100A, "DS", "5")
+
+    maker.plain(edit)
+
+
+@trap("SIEMENS_MOSAIC")
+def _mosaic_told_by_its_count_alone(maker):
+    def edit(dataset, index):
+        dataset.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
+        dataset.add_new(0x0019100A, "US", 36)
+
+    maker.plain(edit)
+
+
+@trap("TRUNCATED")
+def _a_file_of_zeros(maker):
+    path = maker.plain()[-1]
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@trap("TRUNCATED")
+def _an_empty_file_named_as_an_image(maker):
+    maker.plain()[0].write_bytes(b"")
+
+
+@trap()
+def _an_empty_file_of_another_name(maker):
+    maker.plain()
+    (maker.folder / "LOCK").write_bytes(b"")
+
+
+@trap("TRUNCATED")
+def _no_pixels_in_one_file(maker):
+    maker.plain(lambda dataset, index: index == 3 and setattr(dataset, "PixelData", b""))
+
+
+def of_frames(maker, change=lambda frames: frames, **options):
+    """Return an edit that compresses the frames of an enhanced file, after a change of their list."""
+    imagecodecs = pytest.importorskip("imagecodecs", reason="the extra 'codecs' is not installed")
+
+    def edit(dataset):
+        frames = [imagecodecs.jpegls_encode(one) for one in np.frombuffer(dataset.PixelData, "<u2").reshape(-1, 8, 7)]
+        dataset.PixelData = pydicom.encaps.encapsulate(change(frames), **options)
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+
+    return edit
+
+
+@trap()
+def _enhanced_with_several_fragments_per_frame(maker):
+    edit = of_frames(maker, fragments_per_frame=2)
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, order=[4, 0, 8, 2, 6, 1, 7, 3, 5], edit=edit)
+
+
+@trap()
+def _enhanced_with_an_extended_offset_table(maker):
+    def edit(dataset):
+        of_frames(maker)(dataset)
+        frames = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=9))
+        dataset.PixelData, offsets, lengths = pydicom.encaps.encapsulate_extended(frames)
+        dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = offsets, lengths
+        dataset["PixelData"].is_undefined_length = True
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, order=[4, 0, 8, 2, 6, 1, 7, 3, 5], edit=edit)
+
+
+@trap("BAD_DICOM", by_headers=False)
+def _enhanced_with_more_frames_than_stated(maker):
+    edit = of_frames(maker, lambda frames: [*frames, frames[0]], has_bot=False)
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit=edit)
+
+
+@trap("BAD_DICOM", by_headers=False)
+def _enhanced_with_fewer_frames_than_stated(maker):
+    edit = of_frames(maker, lambda frames: frames[:-1], has_bot=False)
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit=edit)
+
+
+@trap()
+def _enhanced_in_two_files(maker):
+    for number, (low, high) in enumerate([(5, 9), (0, 5)]):
+        start = maker.affine.copy()
+        start[:3, 3] += low * start[:3, 2]
+
+        def edit(dataset, number=number):
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.9.{number + 50}"
+
+        write_enhanced(maker.folder / f"{number}.dcm", maker.voxels[..., low:high], start, edit=edit)
+
+
+@trap()
+def _enhanced_of_one_frame(maker):
+    maker.voxels = maker.truth = maker.voxels[..., :1]
+
+    def edit(dataset):
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness = 3.0
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit=edit)
+
+
+@trap("MIXED_SERIES")
+def _enhanced_with_an_orientation_per_frame(maker):
+    def edit_frame(group, frame):
+        plane = Dataset()
+        plane.ImageOrientationPatient = [0, 1, 0, 0, 0, 1] if frame > 6 else [1, 0, 0, 0, 1, 0]
+        group.PlaneOrientationSequence = Sequence([plane])
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit_frame=edit_frame)
+
+
+@trap("NO_GEOMETRY")
+def _enhanced_with_one_empty_position(maker):
+    def edit_frame(group, frame):
+        if frame == 4:
+            group.PlanePositionSequence = Sequence([])
+
+    write_enhanced(maker.folder / "one.dcm", maker.voxels, maker.affine, edit_frame=edit_frame)
+
+
 @pytest.mark.parametrize("name", TRAPS)
 def test_a_trap_is_read_in_place_or_refused_by_name(maker, name):
-    function, code = TRAPS[name]
+    function, code, by_headers = TRAPS[name]
     function(maker)
     if code:
         with pytest.raises(MedvolError) as caught:
@@ -597,7 +1067,8 @@ def test_a_trap_is_read_in_place_or_refused_by_name(maker, name):
         assert len(str(caught.value)) <= 300
         assert caught.value.fix
         assert "SECRETX" not in repr(caught.value.as_dict())
-        assert code in {one.verdict for one in list_series(maker.folder)} or code == "MIXED_SERIES"
+        verdicts = {one.verdict for one in list_series(maker.folder)}
+        assert verdicts == {""} if not by_headers else code in verdicts or code == "MIXED_SERIES"
     else:
         volume = read_volume(maker.folder)
         assert_in_place(volume, maker.truth, maker.affine)
@@ -681,6 +1152,29 @@ def test_times_count_by_their_rank_and_are_never_shown(maker, refused):
     np.testing.assert_array_equal(late, maker.voxels)
     with refused("NOT_FOUND", "no AcquisitionTime 3"):
         read_volume(f"{maker.folder}#AcquisitionTime=3")
+
+
+def test_phases_of_beats_of_unequal_length_are_named_by_their_rank(maker, refused):
+    _heart_beats_of_unequal_length(maker)
+    with refused("SEVERAL_VOLUMES", "4 volumes of 9 slices", "TriggerRank: 1, 2, 3, 4"):
+        read_volume(maker.folder)
+    for phase in range(4):
+        array = read_volume(f"{maker.folder}#TriggerRank={phase + 1}").array
+        np.testing.assert_array_equal(array, maker.voxels + 1000 * phase)
+
+
+def test_volumes_of_slices_at_times_of_their_own_are_named_by_the_rank_of_the_time(maker):
+    _every_slice_at_a_time_of_its_own(maker)
+    for number in range(3):
+        array = read_volume(f"{maker.folder}#1.2.3.4;AcquisitionTime={number + 1}").array
+        np.testing.assert_array_equal(array, maker.voxels + 1000 * number)
+
+
+def test_contrasts_side_by_side_are_read_by_their_name(maker, refused):
+    _two_echoes_half_a_step_apart(maker)
+    with refused("MIXED_SERIES", "EchoTime", "4.6, 9.2", "folder#UID;EchoTime=4.6"):
+        read_volume(maker.folder)
+    np.testing.assert_array_equal(read_volume(f"{maker.folder}#EchoTime=9.2").array, maker.voxels + 1000)
 
 
 @pytest.mark.parametrize("fragment", ["SeriesNumber=3", "SeriesDescription=second one", "1.2.3.5", "Modality=MR"])
