@@ -1,7 +1,7 @@
 """Sending to a PACS in bounded batches. A file counts as sent when the PACS confirms it by its UID.
 
-A journal in each folder that is sent remembers what which PACS confirmed, so that a push that was cut short goes on
-where it ended. It holds hashes alone. What was deleted in the PACS meanwhile is sent again with `again`.
+A journal in each folder, `.pacs/sent_*.jsonl`, remembers what which PACS confirmed, so that a push that was cut short
+goes on where it ended. It holds hashes alone. What was deleted in the PACS meanwhile is sent again with `again`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from medvol.errors import MedvolError
 from medvol.io.files import cannot_read, existing, walk_files
 from medvol.io.pacs_address import Access, Address
 from medvol.io.pacs_query import is_uid
-from medvol.io.pacs_store import append_journal, read_journal, short_name
+from medvol.io.pacs_store import HIDDEN, append_journal, read_journal, short_name
 from medvol.io.pacs_transfer import PARTIAL, WHOLE, Outcome, Outgoing, Peer, Row, retry
 
-JOURNAL = ".pacs_sent"
 BATCH_FILES = 50
 BATCH_BYTES = 64 << 20
 _TAGS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
@@ -113,8 +112,9 @@ class _Journal:
 
     def __init__(self, sources: Sequence[Path], address: Address) -> None:
         place = address.url or f"{address.title}@{address.host}:{address.port}"
-        name = f"{JOURNAL}_{hashlib.sha256(place.encode()).hexdigest()[:12]}.jsonl"
-        self._files = {folder: folder / name for folder in sources if folder.is_dir()}
+        name = f"sent_{hashlib.sha256(place.encode()).hexdigest()[:16]}.jsonl"
+        # In a folder of its own, since other programs stop at a file beside the images that is none.
+        self._files = {folder: folder / HIDDEN / name for folder in sources if folder.is_dir()}
         self._sent = {folder: read_journal(path) for folder, path in self._files.items()}
 
     def knows(self, one: Outgoing) -> bool:

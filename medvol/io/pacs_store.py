@@ -159,6 +159,7 @@ def append_journal(path: Path, sizes: Mapping[str, int]) -> None:
     if not sizes:
         return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             # The newline comes first, so that a line cut by a crash does not swallow the next one.
             stream.writelines("\n" + json.dumps([name, size]) for name, size in sizes.items())

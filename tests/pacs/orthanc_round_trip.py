@@ -67,8 +67,8 @@ def orthanc(folder):
             wait_for(port)
         yield process
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()  # it takes seconds to end by itself, and has written what it confirmed
+        process.wait()
 
 
 def wait_for(port):

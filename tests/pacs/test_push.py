@@ -105,9 +105,9 @@ def test_a_wrong_address_ends_at_once(write, web, tmp_path, quick):
 def test_a_journal_holds_for_one_service_only_and_no_uid(send, archive, write, tmp_path, web):
     datasets = write("a")
     send("a")
-    (journal,) = (tmp_path / "a").glob(".pacs_sent*")
+    (journal,) = (tmp_path / "a" / ".pacs").iterdir()
     assert datasets[0].SOPInstanceUID not in journal.read_text()
-    journal.rename(journal.with_name(".pacs_sent_another.jsonl"))
+    journal.rename(journal.with_name("sent_another.jsonl"))
     assert send("a").rows[0].moved == 9
 
 
