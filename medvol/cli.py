@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from medvol import __version__
-from medvol.commands import bundles, check, cohort, deid, new, plan, pull, push, scan, short, table
+from medvol.commands import bundles, check, cohort, deid, export, new, plan, pull, push, scan, short, table
 from medvol.errors import find_refusal
 
 EPILOG = """examples:
@@ -32,7 +32,7 @@ The last three print the `python -m monai.bundle run` command that they stand fo
 
 Not for clinical use."""
 
-COMMANDS = (new, table, check, pull, scan, deid, push, cohort, plan, bundles, short)
+COMMANDS = (new, table, check, pull, scan, deid, push, cohort, plan, bundles, short, export)
 """In the order of `medvol --help`."""
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from medvol.networks.exporting import is_exporting
+
 SLAB_ROWS = 16384  # voxels summed in one float32 number: error 2e-6, and 48 channels of them (3 MiB) stay in the cache
 FULL_ROW = 48  # values side by side below which the kernel handles them one by one
 
@@ -71,7 +73,7 @@ def instance_norm(
     if volumes[0, 0].numel() == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {tuple(volumes.shape)}")
     # Compilers and exporters know torch's own operator and fuse or translate it themselves.
-    foreign = volumes.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    foreign = volumes.device.type != "cpu" or is_exporting()
     if foreign or volumes.dim() != 5:
         return functional.instance_norm(volumes, weight=weight, bias=bias, eps=eps)
     if volumes.is_contiguous() or not volumes.is_contiguous(memory_format=torch.channels_last_3d):

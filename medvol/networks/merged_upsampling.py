@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from medvol.networks.exporting import is_exporting
+
 
 @final
 class FastUpBlock(nn.Module):
@@ -98,8 +100,21 @@ def spread_children(parts: Tensor, overlap: int = 0) -> Tensor:
     Returns:
         (batch, channel, 2x, 2y, 2z), channels last.
     """
+    if is_exporting() and not torch.is_grad_enabled():
+        return _spread_plainly(parts, overlap)
     result: Tensor = _Spread.apply(parts, overlap)
     return result
+
+
+def _spread_plainly(parts: Tensor, overlap: int) -> Tensor:
+    """Return what `_Spread` does, from operators that every exporter knows."""
+    size = [length - overlap for length in parts.shape[2:]]
+    children = []
+    for part, (p, q, r) in zip(parts.chunk(8, dim=1), product(range(2), repeat=3), strict=True):
+        i, j, k = p * overlap, q * overlap, r * overlap
+        children.append(part[:, :, i : i + size[0], j : j + size[1], k : k + size[2]])
+    grid = torch.stack(children, dim=2).unflatten(2, (2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return grid.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 class _Spread(torch.autograd.Function):

@@ -186,7 +186,8 @@ class FastStage(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return (batch, 2 * channel, x / 2, y / 2, z / 2) of (batch, channel, x, y, z)."""
         tokens = features.permute(0, 2, 3, 4, 1).contiguous()  # a view when channels are last
-        shape = tokens.shape
+        # A plan is made for one size: whole numbers also where an exporter would rather follow them.
+        shape = torch.Size([int(length) for length in tokens.shape])
         plans = [
             window_plan(shape[0], tuple(shape[1:4]), self.window, shift, tokens.device)
             for shift in ((0, 0, 0), tuple(edge // 2 for edge in self.window))

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from medvol.networks.exporting import is_exporting
+
 SCORE_BYTES = 4 * 2**20  # scores of the windows handled at once: larger falls out of the cache, smaller starves a core
 LARGEST_POWER = 64.0  # 2 to the power of it, summed over a window and its values, stays far below float32's 2 ** 127
 MASKED = -100.0  # what MONAI adds to the score of two voxels that the shift brought together
@@ -120,12 +122,14 @@ class FastWindowAttention(nn.Module):
 
     def forward(self, tokens: Tensor, plan: WindowPlan) -> Tensor:
         """Return (batch * tokens, channel) after attention within the windows of `plan`."""
-        rows = _Move.apply(tokens, plan)
+        plain = is_exporting() and not torch.is_grad_enabled()
+        rows = _moved(tokens, plan) if plain else _Move.apply(tokens, plan)
         index = self.relative_position_index[: plan.voxels, : plan.voxels].reshape(-1)
         bias = self.relative_position_bias_table.index_select(0, index)
         bias = bias.view(plan.voxels, plan.voxels, self.num_heads).permute(2, 0, 1)
-        mixed = attend(self.qkv(rows), bias, plan)
-        result: Tensor = self.proj_drop(_MoveBack.apply(self.proj(mixed), plan))
+        mixed = self.proj(attend(self.qkv(rows), bias, plan))
+        back = mixed.index_select(0, plan.target) if plain else _MoveBack.apply(mixed, plan)
+        result: Tensor = self.proj_drop(back)
         return result
 
 
@@ -137,7 +141,7 @@ def attend(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
         bias: Relative position bias, (heads, voxels, voxels).
         plan: Which windows share a mask.
     """
-    if qkv.device.type in ("cpu", "meta") and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if qkv.device.type in ("cpu", "meta") and not is_exporting():
         result: Tensor = _Attend.apply(qkv, bias, plan)
         return result
     heads = bias.shape[0]
@@ -154,13 +158,17 @@ def _with_mask(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (bias if mask is None else bias + mask).to(dtype)
 
 
+def _moved(tokens: Tensor, plan: WindowPlan) -> Tensor:
+    return tokens.index_select(0, plan.source).index_fill_(0, plan.padding, 0)
+
+
 class _Move(torch.autograd.Function):
     """Tokens to window rows; each token has one row, so the way back is a gather too."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, plan: WindowPlan) -> Tensor:
         ctx.plan = plan
-        return tokens.index_select(0, plan.source).index_fill_(0, plan.padding, 0)
+        return _moved(tokens, plan)
 
     @staticmethod
     @once_differentiable

@@ -1,0 +1,319 @@
+"""A trained bundle as a file that runs without medvol: ONNX, torch.export, TorchScript, each compared with its source.
+
+What is written is the network alone: from a preprocessed batch to logits. What stands around it (preprocessing, sliding
+window, temperature, class names) is facts, which are stored inside the file as JSON under `medvol`. A file whose
+answers differ from the network's by more than rounding is not left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, ckpt_export
+from torch import Tensor, nn
+
+from medvol.bundle.short import find_bundle
+from medvol.errors import MedvolError, find_refusal, require_choice
+from medvol.inference.record import WEIGHTS_FILE, ModelRecord, load_weights
+
+FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2", "torchscript": "model.ts"}
+
+LARGEST_DIFFERENCE = 1e-4
+"""Of a logit, as a share of the largest one (at least 1): float32 sums in another order differ by 1e-6 to 1e-5."""
+
+LEAST_AGREEMENT = 0.999
+"""Share of voxels with the same label in both: of random input, where many voxels are undecided."""
+
+TRIALS = 3
+FACTS_KEY = "medvol"
+
+Tensors = tuple[Tensor, ...]
+Answer = Callable[[Tensors], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One format of a bundle's network.
+
+    Args:
+        format: One of `FORMATS`.
+        file: Where it was written; None when it was refused.
+        size: Bytes.
+        how: Of what kind the file is: whether the batch is free, scripted or traced.
+        difference: Largest difference of a logit, as a share of the largest one.
+        agreement: Share of voxels with the same label; None for a classification.
+        reason: Why it was refused, empty otherwise.
+    """
+
+    format: str
+    file: Path | None
+    size: int = 0
+    how: str = ""
+    difference: float = float("nan")
+    agreement: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Args:
+        folder: The bundle's.
+        model_dir: Where its weights lie.
+        network: With weights, in evaluation mode.
+        record: What was learnt beside them.
+        names: Of the inputs.
+        shapes: Of the inputs without the batch.
+    """
+
+    folder: Path
+    model_dir: Path
+    network: nn.Module
+    record: ModelRecord
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def draw(self, batch: int, seed: int) -> Tensors:
+        """Return random inputs, normal as after normalisation."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(torch.randn(batch, *shape, generator=generator) for shape in self.shapes)
+
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether the network answers with a logit per voxel."""
+        return bool(self.record.facts.label_values)
+
+    @property
+    def facts(self) -> str:
+        """What a program needs beside the network, as JSON."""
+        values = {
+            "facts": self.record.facts.as_dict(),
+            "temperature": self.record.temperature,
+            "weights_sha256": self.record.weights_sha256,
+            "inputs": dict(zip(self.names, self.shapes, strict=True)),
+            "output": "logits",
+            "intended_use": "Research only. Not for clinical use.",
+        }
+        return json.dumps(values)
+
+
+def export_bundle(
+    bundle: str, output: str = "", *, formats: Sequence[str] = tuple(FORMATS), model_dir: str = ""
+) -> list[Exported]:
+    """Write a bundle's network in other formats and return how each compares with it.
+
+    Args:
+        bundle: Folder or name of a bundle.
+        output: Folder to write to; empty for the folder of the weights.
+        formats: Of `FORMATS`.
+        model_dir: Folder of the weights; empty for the bundle's `models`.
+
+    Raises:
+        MedvolError: `NO_WEIGHTS` and the like for the weights, `UNKNOWN_OPTION`, `MISSING_PACKAGE`.
+    """
+    for name in formats:
+        require_choice("formats", name, FORMATS)
+    if "onnx" in formats:
+        _require_onnx()
+    source = load_source(bundle, model_dir)
+    folder = Path(output) if output else source.model_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_export(source, name, folder / FORMATS[name]) for name in formats]
+
+
+def load_source(bundle: str, model_dir: str = "") -> Source:
+    """Return a bundle's network with its weights, as inference builds it.
+
+    Raises:
+        MedvolError: `NO_BUNDLE`, or what loading weights finds.
+    """
+    folder = find_bundle(bundle).resolve()
+    models = Path(model_dir).resolve() if model_dir else folder / "models"
+    config = json.loads((folder / "configs" / "inference.json").read_text())
+    config.update(bundle_root=str(folder), model_dir=str(models))
+    parser = ConfigParser(config)
+    try:
+        record: ModelRecord = parser.get_parsed_content("record")
+        network: nn.Module = parser.get_parsed_content("network_def")
+    except RuntimeError as error:  # what MONAI wraps refusals in
+        raise find_refusal(error) or error from error
+    load_weights(network, models, record)
+    facts = record.facts
+    image = (facts.in_channels, *facts.spatial_size) if facts.spatial_size else (facts.in_features,)
+    with_row = bool(facts.spatial_size and facts.columns)
+    return Source(
+        folder=folder,
+        model_dir=models,
+        network=network.cpu().float().eval(),
+        record=record,
+        names=("image", "covariates") if with_row else ("image",),
+        shapes=(image, (facts.in_features,)) if with_row else (image,),
+    )
+
+
+def _export(source: Source, name: str, path: Path) -> Exported:
+    """Write one format beside its place, compare it there, and move it in place if it answers as its source does."""
+    writers = {"onnx": _write_onnx, "torch-export": _write_pt2, "torchscript": _write_torchscript}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as place:
+        draft = Path(place) / path.name
+        try:
+            with _quiet(), torch.no_grad():
+                how, answer, batches = writers[name](source, draft)
+                difference, agreement = compare(source, answer, batches)
+        except MedvolError:
+            raise
+        except Exception as error:  # whatever an exporter says of a network that it cannot follow
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            return Exported(name, None, reason=f"{type(error).__name__}: {reason[:160]}")
+        low = agreement is not None and agreement < LEAST_AGREEMENT
+        if not difference <= LARGEST_DIFFERENCE or low:
+            reason = f"answers differ from the network's by more than {LARGEST_DIFFERENCE:g}"
+            return Exported(name, None, how=how, difference=difference, agreement=agreement, reason=reason)
+        size = draft.stat().st_size
+        os.chmod(draft, 0o644)  # noqa: PTH101
+        os.replace(draft, path)  # noqa: PTH105
+    return Exported(name, path, size, how, difference, agreement)
+
+
+def compare(source: Source, answer: Answer, batches: Sequence[int] = (1,)) -> tuple[float, float | None]:
+    """Return how far answers lie from the network's on random inputs: largest difference, agreement of labels.
+
+    Args:
+        source: The network.
+        answer: Takes inputs and returns logits.
+        batches: Sizes to try.
+    """
+    difference, agreement = 0.0, 1.0
+    for batch in batches:
+        for seed in range(TRIALS if batch == batches[0] else 1):
+            inputs = source.draw(batch, seed)
+            with torch.no_grad():
+                expected, found = source.network(*inputs), answer(inputs)
+            if found.shape != expected.shape or not bool(found.isfinite().all()):
+                return float("inf"), 0.0 if source.is_segmentation else None
+            scale = max(1.0, float(expected.abs().max()))
+            difference = max(difference, float((found - expected).abs().max()) / scale)
+            if source.is_segmentation:
+                same = found.argmax(dim=1) == expected.argmax(dim=1)
+                agreement = min(agreement, float(same.float().mean()))
+    return difference, agreement if source.is_segmentation else None
+
+
+def _write_onnx(source: Source, path: Path) -> tuple[str, Answer, Sequence[int]]:
+    import onnx
+
+    onnxruntime: Any = import_module("onnxruntime")  # it has no types
+
+    def write(inputs: Tensors, dynamic: Any) -> None:
+        torch.onnx.export(
+            source.network,
+            inputs,
+            str(path),
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            external_data=False,
+            verbose=False,
+            input_names=list(source.names),
+            output_names=["pred"],
+        )
+
+    batches, how = _any_batch(source, write)
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {FACTS_KEY: source.facts})
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def answer(inputs: Tensors) -> Tensor:
+        given = {name: one.numpy() for name, one in zip(source.names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return f"opset {model.opset_import[0].version}, {how}", answer, batches
+
+
+def _write_pt2(source: Source, path: Path) -> tuple[str, Answer, Sequence[int]]:
+    def write(inputs: Tensors, dynamic: Any) -> None:
+        program = torch.export.export(source.network, inputs, dynamic_shapes=dynamic)
+        torch.export.save(program, str(path), extra_files={FACTS_KEY: source.facts})
+
+    batches, how = _any_batch(source, write)
+    module = torch.export.load(str(path)).module()
+    return how, lambda inputs: module(*inputs), batches
+
+
+def _write_torchscript(source: Source, path: Path) -> tuple[str, Answer, Sequence[int]]:
+    """Write by MONAI's `ckpt_export`, which puts metadata and configuration into the file; traced where need be."""
+    options = {
+        "net_id": "network_def",
+        "filepath": str(path),
+        "ckpt_file": str(source.model_dir / WEIGHTS_FILE),
+        "meta_file": str(source.folder / "configs" / "metadata.json"),
+        "config_file": str(source.folder / "configs" / "inference.json"),
+        "bundle_root": str(source.folder),
+        "model_dir": str(source.model_dir),
+    }
+    how = "scripted"
+    try:
+        if len(source.shapes) > 1:
+            raise RuntimeError("MONAI scripts networks of one input")
+        ckpt_export(**options)
+    except Exception:  # of the many ways in which TorchScript says no; tracing has the last word
+        how = "traced, batch of 1"
+        if len(source.shapes) > 1:
+            traced = torch.jit.trace(source.network, source.draw(1, 0))
+            torch.jit.save(traced, str(path), _extra_files={f"{FACTS_KEY}.json": source.facts})
+        else:
+            ckpt_export(**options, use_trace=True, input_shape=[1, *source.shapes[0]])
+    module = torch.jit.load(str(path))
+    return how, lambda inputs: module(*inputs), (1,) if "traced" in how else (1, 2)
+
+
+def _any_batch(source: Source, write: Callable[[Tensors, Any], None]) -> tuple[Sequence[int], str]:
+    """Write with a batch of any size where the exporter can follow one; else for a batch of 1."""
+    source.network(*source.draw(1, 0))  # plans that a network makes once for a size are then there as numbers
+    try:
+        write(source.draw(2, 0), tuple({0: torch.export.Dim("batch")} for _ in source.shapes))
+    except Exception:  # exporters have no common error
+        write(source.draw(1, 0), None)
+        return (1,), "batch of 1"
+    return (1, 3), "any batch"
+
+
+def _require_onnx() -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise MedvolError(
+            "MISSING_PACKAGE",
+            found=f"no package {', '.join(missing)}",
+            expected="what ONNX files are written and compared with",
+            fix="pip install 'medvol-monai[export]', or leave onnx out of --formats",
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep exporters' progress and their own deprecations from the user, who can do nothing about either."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "monai.bundle", "py.warnings")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
