@@ -47,9 +47,9 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_metrics.py
 	$(BIN)/python tests/benchmarks/bench_keras.py
 
-## make notebooks  build and execute the notebooks
+## make notebooks  execute the notebooks and write them as .ipynb with their outputs; a few minutes
 notebooks: $(VENV)/installed
-	$(BIN)/python -m jupytext --to ipynb --execute notebooks/*.py
+	$(BIN)/python notebooks/build.py
 
 ## make clean      remove the environment and what the demo wrote
 clean:

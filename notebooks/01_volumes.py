@@ -22,10 +22,11 @@ import nibabel as nib
 from medvol.errors import MedvolError
 from medvol.geometry import affine_from
 from medvol.io import read_volume
-from medvol.phantoms.body import body
+from medvol.phantoms.body import STRUCTURES, body
 from medvol.phantoms.grid import Grid
 from medvol.phantoms.shapes import ball
 from medvol.phantoms.writers import write_nifti
+from medvol.report.viewer import view
 
 folder = Path(tempfile.mkdtemp())
 
@@ -66,21 +67,27 @@ patient = body()
 print("orientation of the voxel axes:", nib.aff2axcodes(patient.image.affine))
 print({name: value for name, value in patient.answer.items() if "side" in name or "ml" in name})
 
+# %% [markdown]
+# `view` turns any volume so that this holds, in millimetres, with the letters of the patient's sides. In Jupyter its
+# three sliders go through the slices; on a web page you see the middle ones.
+
 # %%
-ras = nib.as_closest_canonical(nib.Nifti1Image(patient.image.array, patient.image.affine))
-axial = ras.get_fdata()[:, :, ras.shape[2] // 2].T
-plt.imshow(
-    axial,
-    cmap="gray",
-    vmin=-160,
-    vmax=240,
-    origin="lower",
-    aspect=ras.header.get_zooms()[1] / ras.header.get_zooms()[0],
-)
-plt.gca().invert_xaxis()
-plt.title("Axial slice, window -160 to 240 HU")
-plt.xlabel("R  -  patient  -  L")
-plt.ylabel("P  -  A")
+view(patient.image, patient.mask, structures=STRUCTURES, window=(-160, 240))
+
+# %% [markdown]
+# What goes wrong elsewhere: the affine is dropped on the way (`npy` has none), and the sides are a matter of luck; or
+# the image is right and the mask was saved with its axes in another order. Look at the liver: it belongs on the left
+# of the picture.
+#
+# The window matters as well. The same slice, twice:
+
+# %%
+slice_hu = view(patient.image, window=(-1000, 1000)), view(patient.image, window=(-50, 100))
+figure, panes = plt.subplots(1, 2, figsize=(7, 2.6))
+for pane, viewer, name in zip(panes, slice_hu, ("-1000 to 1000 HU", "-50 to 100 HU"), strict=True):
+    shown = viewer.view("axial", viewer.middle[2])
+    pane.imshow(shown.grey, cmap="gray", aspect=shown.row_mm / shown.column_mm)
+    pane.set(title=name, xticks=[], yticks=[])
 plt.show()
 
 # %% [markdown]
