@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from medvol.bundle.finish import finish_inference
 from medvol.bundle.session import Session
@@ -17,9 +19,23 @@ TOP_FILE = "top5.csv"
 
 
 def finish_ranked_inference(
-    session: Session, collected: CollectPredictions, dataset: VolumesToPredict, record: ModelRecord, *, top: int = 5
+    session: Session,
+    collected: CollectPredictions,
+    dataset: VolumesToPredict,
+    record: ModelRecord,
+    *,
+    top: int = 5,
+    further: Sequence[Path] = (),
 ) -> None:
     """Write and log the likeliest classes of each image, then end as every classification bundle does.
+
+    Args:
+        session: From `begin`.
+        collected: The predictions.
+        dataset: Knows which images could not be read.
+        record: Of the model.
+        top: Classes listed of each image.
+        further: Files that were written already and belong to the run.
 
     Raises:
         MedvolError: The first refusal, when every image was refused.
@@ -31,4 +47,4 @@ def finish_ranked_inference(
         write_ranked(written[0], predictions, classes, top)
         for line in ranked_table(predictions, classes, top):
             logger.info("%s", line)
-    finish_inference(session, collected, dataset, record, further=written)
+    finish_inference(session, collected, dataset, record, further=[*written, *further])

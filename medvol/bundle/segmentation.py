@@ -113,6 +113,7 @@ class CollectCases:
         output = engine.state.output
         grid = output["segmented"].grid
         pred = output.get("pred", grid.ras_view(output["segmented"].labels))
+        written = self.masks.written.get(output["case"])  # none where only DICOM was asked for and could not be written
         self.cases.add(
             output["case"],
             output["patient"],
@@ -120,7 +121,7 @@ class CollectCases:
             pred,
             output.get("label"),
             grid.working_affine(grid.ras_shape) if grid.has_geometry else None,
-            output=os.path.relpath(self.masks.written[output["case"]], self.output_dir),
+            output="" if written is None else os.path.relpath(written, self.output_dir),
         )
 
 
@@ -151,7 +152,7 @@ def finish_inference(
     logger.info("Segmented %d cases, %d could not be read", len(written), len(failures))
     counts = {"predicted": len(written), "failed": len(failures)}
     summary = {"weights_sha256": record.weights_sha256, **counts, **_agreement(segment)}
-    write_run(session, "inference", summary, [path, *written.values()])
+    write_run(session, "inference", summary, [path, *{*written.values(), *collected.masks.further}])
     if failures:
         raise SystemExit(SOME_FAILED)
 

@@ -136,20 +136,34 @@ class WriteMasks:
         facts: Names and mask values of the classes.
         probabilities_of: Names of the structures whose probabilities `SegmentCases` keeps; each gets a file
             `<case>.<structure>.nii.gz`, float32.
+        formats: What is written of each case; no mask without `nifti` among them.
+
+    Attributes:
+        written: The file that shows each case: its mask, or what a later handler wrote in its place.
+        further: Other files of the run.
 
     Raises:
         MedvolError: `SAME_OUTPUT`.
     """
 
     def __init__(
-        self, folder: str | Path, cases: Sequence[str], facts: Facts, *, probabilities_of: Sequence[str] = ()
+        self,
+        folder: str | Path,
+        cases: Sequence[str],
+        facts: Facts,
+        *,
+        probabilities_of: Sequence[str] = (),
+        formats: Sequence[str] = ("nifti",),
     ) -> None:
+        self.folder = Path(folder)
         self.paths = mask_paths(folder, cases)
+        self.writes_masks = "nifti" in formats
         self.probabilities_of = tuple(probabilities_of)
         self.values = facts.label_values or tuple(range(len(facts.classes)))
         names = dict(zip(self.values, facts.classes, strict=True))
         self.names = [names.get(value, "") for value in range(max(self.values) + 1)]
         self.written: dict[str, Path] = {}
+        self.further: list[Path] = []
 
     def attach(self, engine: Engine) -> None:
         """Hook into the end of each iteration."""
@@ -158,11 +172,12 @@ class WriteMasks:
     def __call__(self, engine: Engine) -> None:
         """Write the case that was just segmented."""
         case, segmented = engine.state.output["case"], engine.state.output["segmented"]
-        labels = segmented.labels
-        if self.values != tuple(range(len(self.values))):
-            labels = np.asarray(self.values, dtype=label_dtype(max(self.values) + 1))[labels]
-        replace(segmented, labels=labels).write(self.paths[case], self.names)
-        self.written[case] = self.paths[case]
+        if self.writes_masks:
+            labels = segmented.labels
+            if self.values != tuple(range(len(self.values))):
+                labels = np.asarray(self.values, dtype=label_dtype(max(self.values) + 1))[labels]
+            replace(segmented, labels=labels).write(self.paths[case], self.names)
+            self.written[case] = self.paths[case]
         maps = () if segmented.probabilities is None else segmented.probabilities
         for name, probabilities in zip(self.probabilities_of, maps, strict=True):
             # The name of a structure, too, may hold what a file name must not.

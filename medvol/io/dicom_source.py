@@ -8,6 +8,7 @@ its UID, so that all results of the series share it.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -192,10 +193,9 @@ def writing(path: str | Path) -> Iterator[None]:
         MedvolError: `CANNOT_WRITE`, naming the kind of exception alone, for its text may quote the header too;
             `NEED_PACKAGE` without highdicom.
     """
-    import logging
-
-    logger = logging.getLogger("highdicom")
-    was_disabled, logger.disabled = logger.disabled, True
+    logger = logging.getLogger("highdicom")  # its modules' loggers take the level from it
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         with dicom_errors(Path(path)):
             yield
@@ -214,7 +214,7 @@ def writing(path: str | Path) -> Iterator[None]:
             fix="export the source series again",
         ) from cause
     finally:
-        logger.disabled = was_disabled
+        logger.setLevel(level)
 
 
 def _classes(slices: Sequence[SliceHeader]) -> tuple[str, ...]:

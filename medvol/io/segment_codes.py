@@ -21,8 +21,8 @@ TABLE = Path(__file__).with_name("segment_codes.csv")
 COLUMNS = ("name", "category", "type")
 """Columns that a table must have; `synonyms`, `modifier` and `has_sides` may be absent."""
 
-SegmentCodes = str | Path | Mapping[str, str] | None
-"""A study's own table, or the table's name for each of the study's names that says too little by itself."""
+SegmentCodes = str | Path | Sequence[str]
+"""A study's own table, or `name=name of the table` for each name that says too little by itself, or a list of both."""
 
 _SIDES = {"left": "left", "lh": "left", "right": "right", "rh": "right"}
 _LONGEST = 64  # characters of a code's meaning, and of a segment's label
@@ -76,21 +76,27 @@ class _Row:
     has_sides: bool
 
 
-def coded_structures(names: Sequence[str], segment_codes: SegmentCodes = None) -> tuple[Structure, ...]:
+def coded_structures(names: Sequence[str], segment_codes: SegmentCodes = ()) -> tuple[Structure, ...]:
     """Return the codes of a study's structures, in their order.
 
     Args:
         names: Structures without the background.
-        segment_codes: Path of a table to look at first, or names of the table by the study's names.
+        segment_codes: Tables to look at first, and other names for structures, as `Anterior=hippocampus_anterior`.
 
     Raises:
         MedvolError: `UNKNOWN_STRUCTURE` with the nearest names, `BAD_TABLE`, `NOT_FOUND`.
     """
-    is_file = isinstance(segment_codes, str | Path) and bool(str(segment_codes))
-    own = read_codes(Path(str(segment_codes))) if is_file else {}
-    table = {**read_codes(TABLE), **own}
-    aliases = dict(segment_codes) if isinstance(segment_codes, Mapping) else {}
-    return tuple(_coded(name, aliases.get(name, name), table) for name in names)
+    given = [str(segment_codes)] if isinstance(segment_codes, str | Path) else list(segment_codes)
+    table: dict[str, _Row] = {}
+    aliases: dict[str, str] = {}
+    for one in given:
+        name, mark, other = one.partition("=")
+        if mark:
+            aliases["_".join(_words(name))] = other
+        elif one:
+            table = {**read_codes(Path(one)), **table}
+    table = {**read_codes(TABLE), **table}
+    return tuple(_coded(name, aliases.get("_".join(_words(name)), name), table) for name in names)
 
 
 def read_codes(path: Path) -> dict[str, _Row]:
@@ -136,7 +142,7 @@ def _coded(name: str, looked_up: str, table: Mapping[str, _Row]) -> Structure:
     near = get_close_matches("_".join(words), table, n=3, cutoff=0.5)
     raise MedvolError(
         "UNKNOWN_STRUCTURE",
-        found=f"no code for the structure '{name[:40]}'",
+        found=f"no code for the structure '{looked_up[:40]}'",
         expected=f"a name of the table, such as {', '.join(near or list(table)[:3])}"[:90],
         fix="pass --segment_codes FILE, a CSV of name,category,type as in medvol/io/segment_codes.csv",
     )

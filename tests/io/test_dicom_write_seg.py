@@ -318,11 +318,12 @@ def test_a_structure_is_known_by_its_synonyms_and_its_side(tmp_path, refused):
         coded_structures(["spleeen"])
     with refused("UNKNOWN_STRUCTURE", "'left liver'"):
         coded_structures(["left liver"])
-    (front,) = coded_structures(["Anterior"], {"Anterior": "hippocampus_anterior"})
+    (front,) = coded_structures(["Anterior"], ["Anterior=hippocampus_anterior"])
     assert (front.name, front.meaning) == ("Anterior", "Hippocampus, Anterior")
     table = tmp_path / "own.csv"
     table.write_text("name,category,type\nblob,49755003^SCT^Morphologically Abnormal Structure,1^99OWN^Blob\n")
-    blob, liver = coded_structures(["Blob", "liver"], table)
+    blob, liver, front = coded_structures(["Blob", "liver", "front"], [str(table), "front=hippocampus_anterior"])
+    assert front.kind.meaning == "Hippocampus"
     assert (blob.kind.scheme, liver.kind.value) == ("99OWN", "10200004")
     table.write_text("name,category,type\nblob,49755003^SCT^Morphologically Abnormal Structure,1-99OWN-Blob\n")
     with refused("BAD_TABLE", "line 2", "value^scheme^meaning"):

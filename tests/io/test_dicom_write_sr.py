@@ -143,3 +143,14 @@ def test_a_report_of_nothing_is_refused(tmp_path, series, refused):
     with refused("WRONG_ARRAY"):
         write_class_report(tmp_path / "sr.dcm", {}, series(), algorithm=ALGORITHM)
     assert not (tmp_path / "sr.dcm").exists()
+
+
+def test_nothing_of_the_patient_is_logged(tmp_path, series, measured, caplog):
+    caplog.set_level(0)
+    source = series()
+    write_structure_report(tmp_path / "sr.dcm", measured, source, algorithm=ALGORITHM)
+    labels = np.zeros(source.shape, dtype=np.uint8)
+    write_segmentation(
+        tmp_path / "seg.dcm", labels, source.affine, source, coded_structures(SIDED), algorithm=ALGORITHM
+    )
+    assert caplog.text == ""
