@@ -9,6 +9,7 @@ from typing import Any
 
 from medvol.errors import MedvolError
 from medvol.io.deid_attributes import Cleaning, clean
+from medvol.io.deid_diffusion import keep_diffusion
 from medvol.io.deid_key import days_earlier, hashed_uid
 from medvol.io.deid_pixels import require_known_object, require_safe_pixels, tidy_pixels
 from medvol.io.deid_profile import Profile
@@ -99,6 +100,7 @@ def deidentify_file(path: Path, options: DeidOptions, profile: Profile) -> Deide
         who = identity_of(dataset)
         days = days_earlier(who, options.key) if options.shift_dates else None
         may_show_face = _may_show_face(dataset)
+        keep_diffusion(dataset)
         swept = clean(dataset, Cleaning(profile, options.key, days, options.keep_structure_names))
         name = pseudonym(who, options.key)
         _mark(dataset, name, profile, has_dates=options.shift_dates)

@@ -439,6 +439,45 @@ def test_texts_in_any_character_set_come_out_in_utf8(tmp_path, voxels, write_ser
     assert "山田".encode("iso2022_jp")[3:7] not in result.data
 
 
+@pytest.mark.parametrize("syntax", NATIVE[:3], ids=lambda uid: uid.name[:24])
+def test_private_numbers_of_diffusion_move_to_where_dicom_has_them(tmp_path, voxels, write_series, deid, syntax):
+    blocks = {
+        ("SIEMENS MR HEADER", 0x0019): {0x0C: ("IS", 1000), 0x0E: ("FD", [0.5, -0.25, 0.125])},
+        ("GEMS_PARM_01", 0x0043): {0x39: ("IS", [1000001000, 8, 0, 0])},
+        ("GEMS_ACQU_01", 0x0019): {0xBB: ("DS", 0.5), 0xBC: ("DS", -0.25), 0xBD: ("DS", 0.125)},
+        ("Philips Imaging DD 001", 0x2001): {0x03: ("FL", 1000.0)},
+        ("Philips MR Imaging DD 001", 0x2005): {0xB0: ("FL", 0.5), 0xB1: ("FL", -0.25), 0xB2: ("FL", 0.125)},
+    }
+    philips = ("Philips Imaging DD 001", "Philips MR Imaging DD 001")
+    for names in (("SIEMENS MR HEADER",), ("GEMS_PARM_01", "GEMS_ACQU_01"), philips):
+
+        def edit(dataset, index, names=names):
+            dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+            for (creator, group), values in blocks.items():
+                if creator in names:
+                    block = dataset.private_block(group, creator, create=True)
+                    for offset, (vr, value) in values.items():
+                        block.add_new(offset, vr, value)
+
+        (path,) = write_series(tmp_path / "in", voxels[..., :1], edit=edit, syntax=syntax)
+        _, dataset = deid(path)
+        assert (dataset.DiffusionBValue, list(dataset.DiffusionGradientOrientation)) == (1000, [0.5, -0.25, 0.125])
+        assert not any(element.tag.is_private for element in dataset)
+
+
+def test_a_text_where_a_b_value_should_be_is_not_taken_over(tmp_path, voxels, write_series, deid):
+    def edit(dataset, index):
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        block = dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True)
+        block.add_new(0x0C, "LO", "SECRETX")
+        block.add_new(0x0E, "UN", b"SECRETX ")
+
+    (path,) = write_series(tmp_path / "in", voxels[..., :1], edit=edit)
+    result, dataset = deid(path)
+    assert "DiffusionBValue" not in dataset
+    assert_clean(result.data)
+
+
 def test_a_file_without_preamble_and_meta_is_taken(tmp_path, voxels, write_series, deid):
     (path,) = write_series(tmp_path / "in", voxels[..., :1], syntax=ImplicitVRLittleEndian)
     dataset = pydicom.dcmread(path)
