@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +12,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from torch import nn
 
+from medvol.bundle.explained import Evaluated, case_pictures, column_importances
 from medvol.bundle.session import Session
 from medvol.data.covariates import items_with_covariates
 from medvol.data.facts import Facts
 from medvol.data.table import Study, content_hash, items
 from medvol.errors import MedvolError
-from medvol.inference.collect import CollectPredictions, Predictions
+from medvol.inference.collect import CollectPredictions
 from medvol.inference.record import (
     RECORD_FILE,
     WEIGHTS_FILE,
     ModelRecord,
+    file_sha256,
     load_record,
     load_weights,
     patient_digest,
@@ -33,7 +38,8 @@ from medvol.inference.volumes import VolumesToPredict
 from medvol.metrics.calibration import fit_temperature
 from medvol.report import pictures
 from medvol.report.classification import EvaluatedSplit, can_draw, write_evaluation, write_predictions
-from medvol.report.run_record import write_run_record
+from medvol.report.html_report import Shown, write_html_report
+from medvol.report.run_record import versions, write_run_record
 from medvol.training.baselines import covariate_baselines
 from medvol.training.checkpoint import count_parameters
 from medvol.training.handlers import TrainingHistory, write_history
@@ -104,18 +110,18 @@ def finish_training(
 
 def finish_evaluation(
     session: Session,
-    collected: CollectPredictions | Predictions,
+    evaluated: Evaluated,
     study: Study,
     record: ModelRecord,
     split: str,
     others: Mapping[str, npt.NDArray[np.float64]] | None = None,
     blind: Sequence[str] = (),
 ) -> None:
-    """Write metrics, predictions and pictures of the evaluated split, and run.json.
+    """Write metrics, predictions and pictures of the evaluated split, report.html and run.json.
 
     Args:
         session: From `begin`.
-        collected: Predictions of the split, or what collected them.
+        evaluated: Predictions of the split and what made them.
         study: What it is a split of.
         record: Of the model.
         split: `val` or `test`.
@@ -123,10 +129,15 @@ def finish_evaluation(
         blind: Names of the other models that see no image, so that what the image adds is stated.
     """
     train_labels = tuple(int(item["label"]) for item in items(study, "train"))
-    evaluated = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels, others or {}, tuple(blind))
-    predictions = collected.result() if isinstance(collected, CollectPredictions) else collected
-    files = write_evaluation(session.output_dir, predictions, evaluated)
-    write_run(session, "evaluate", {"weights_sha256": record.weights_sha256, "training": record.training}, files)
+    compared = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels, others or {}, tuple(blind))
+    files = write_evaluation(session.output_dir, evaluated.predictions, compared)
+    facts = {"weights_sha256": record.weights_sha256, "training": record.training}
+    shown = Shown(
+        pictures=case_pictures(evaluated, record),
+        notes=study.notes,
+        importances=column_importances(evaluated, record),
+    )
+    write_run(session, "evaluate", facts, [*files, write_report(session, facts, files, shown)])
 
 
 def baselines_on_covariates(
@@ -191,6 +202,37 @@ def require_unseen(study: Study, record: ModelRecord, split: str) -> None:
             expected="none",
             fix="use the --split_seed of the training, or its cases.csv",
         )
+
+
+def write_report(session: Session, facts: Mapping[str, Any], files: Sequence[Path], shown: Shown) -> Path:
+    """Write report.html of an evaluation whose metrics and predictions are there, log the time, return its path.
+
+    Args:
+        session: From `begin`.
+        facts: What run.json will say of the run beside versions and configuration.
+        files: What the run wrote.
+        shown: Pictures and what else is in no file.
+    """
+    began = time.perf_counter()
+    record = {
+        "command": session.command,
+        "config": session.config,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **facts,
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": _processor(), "threads": torch.get_num_threads()},
+        "outputs": {str(file): file_sha256(file) for file in sorted(files) if file.is_file()},
+    }
+    path = write_html_report(session.output_dir, record, shown)
+    logger.info("Wrote the report in %.1f s", time.perf_counter() - began)
+    return path
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _write_history(output: Path, rows: Sequence[dict[str, float]]) -> Path:

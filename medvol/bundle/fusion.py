@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from monai.engines import PrepareBatchExtraInput, SupervisedEvaluator
 
+from medvol.bundle.explained import Evaluated
 from medvol.bundle.finish import baselines_on_covariates, finish_evaluation
 from medvol.bundle.session import Session
 from medvol.data.table import Study
@@ -27,8 +29,7 @@ def prepare_fusion_batch() -> PrepareBatchExtraInput:
 
 def finish_fusion_evaluation(
     session: Session,
-    evaluator: SupervisedEvaluator,
-    collected: CollectPredictions,
+    evaluated: Evaluated,
     study: Study,
     record: ModelRecord,
     split: str,
@@ -40,13 +41,15 @@ def finish_fusion_evaluation(
 
     Args:
         session: From `begin`.
-        evaluator: After its run over the split.
-        collected: Its predictions.
+        evaluated: The split, with what collected its predictions.
         study: What it is a split of.
         record: Of the model.
         split: `val` or `test`.
     """
-    everything = collected.result()
+    evaluator, collected = evaluated.evaluator, evaluated.collected
+    if not isinstance(collected, CollectPredictions):
+        raise TypeError("the evaluator is run again and its collector must be asked again")
+    everything = replace(evaluated, collected=collected.result())
     others = dict(baselines_on_covariates(study, record, collected))
     others[WITHOUT_IMAGE] = _withheld(evaluator, collected, "has_image", 0.0).probabilities
     blind = tuple(others)

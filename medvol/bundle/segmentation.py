@@ -13,7 +13,8 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
-from medvol.bundle.finish import SOME_FAILED, write_run
+from medvol.bundle.explained import REPORT_CASES
+from medvol.bundle.finish import SOME_FAILED, write_report, write_run
 from medvol.bundle.session import Session
 from medvol.data.cache import CachedVolumes
 from medvol.data.facts import Facts
@@ -25,6 +26,8 @@ from medvol.inference.volumes import VolumesToPredict
 from medvol.metrics.segmentation import NSD_TOLERANCE_MM
 from medvol.report import pictures
 from medvol.report.classification import can_draw
+from medvol.report.html_report import Shown
+from medvol.report.html_structures import segmented_pictures
 from medvol.report.segmentation import write_evaluation, write_predictions
 from medvol.report.segmented_cases import SegmentedCases
 from medvol.training.checkpoint import count_parameters
@@ -126,12 +129,30 @@ class CollectCases:
 
 
 def finish_evaluation(
-    session: Session, collected: CollectCases, segment: SegmentCases, record: ModelRecord, split: str
+    session: Session,
+    collected: CollectCases,
+    segment: SegmentCases,
+    record: ModelRecord,
+    split: str,
+    *,
+    report_cases: int = REPORT_CASES,
 ) -> None:
-    """Write metrics, the table of cases and pictures of the evaluated split, and run.json."""
+    """Write metrics, the table of cases and pictures of the evaluated split, report.html and run.json.
+
+    Args:
+        session: From `begin`.
+        collected: The cases.
+        segment: How they were predicted.
+        record: Of the model.
+        split: `val` or `test`.
+        report_cases: Cases to show in the report, at most the best, the median and the worst; 0 shows none.
+    """
     files = write_evaluation(session.output_dir, collected.cases, bundle=session.bundle, split=split)
     facts = {"weights_sha256": record.weights_sha256, "training": record.training, **_agreement(segment)}
-    write_run(session, "evaluate", facts, [*files, *collected.masks.written.values()])
+    files = [*files, *collected.masks.written.values()]
+    pictures = segmented_pictures(collected.cases)[:report_cases]
+    report = write_report(session, facts, files, Shown(pictures=pictures, structures=collected.cases.structures))
+    write_run(session, "evaluate", facts, [*files, report])
 
 
 def finish_inference(

@@ -1,29 +1,33 @@
-"""Heat maps of a classifier: Grad-CAM where it has a map of features at its end, occlusion where it has not.
+"""Heat maps of a classifier: HiResCAM where it has maps of features, occlusion where it has not, as a transformer.
 
-Grad-CAM (Selvaraju et al., ICCV 2017) is MONAI's and costs one forward and one backward pass. Occlusion (Zeiler and
-Fergus, ECCV 2014) costs a forward pass per patch that is hidden, and needs nothing of the network but its output.
-MONAI's OcclusionSensitivity is not used: its `mean_patch` multiplies a patch by its mean instead of replacing it (1.6.1
-takes the two factors in the wrong order), and it indexes tensors by lists, which torch will read in another way.
+HiResCAM (Draelos and Carin, arXiv 2011.08891) is Grad-CAM (Selvaraju et al., ICCV 2017) without the averaging of the
+gradient over the image: the two are the same behind a global mean, and elsewhere only HiResCAM shows what the output is
+made of. It costs one forward and one backward pass. Of eight aneurysms of the synthetic cohort that `resnet3d` had
+recognised, the hottest place of MONAI's Grad-CAM at the last features (4 x 5 x 4) lay 13 voxels off, colder on the
+aneurysm than elsewhere; that of HiResCAM at the first features of at least 12 positions lay 1 voxel off.
+
+Occlusion (Zeiler and Fergus, ECCV 2014) costs a forward pass per patch that is hidden, and needs nothing of the network
+but its output. MONAI's OcclusionSensitivity is not used: its `mean_patch` multiplies a patch by its mean instead of
+replacing it (1.6.1 takes the two factors in the wrong order), and it indexes tensors by lists, which torch gives up.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, final
 
 import torch
-from monai.visualize import GradCAM
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medvol.transforms.classes import class_probabilities
 
-SMALLEST_MAP = 3
-"""Positions along the longest axis of a feature map below which Grad-CAM could only say "somewhere"."""
+FEWEST_POSITIONS = 12
+"""Along the longest axis of a map of features: coarser ones, nearer to the output, only say "somewhere"."""
 
-PATCHES_PER_AXIS = 6
+PATCHES_PER_AXIS = 4
 OCCLUSION_BATCH = 16
 
 
@@ -33,7 +37,7 @@ class HeatMap:
 
     Args:
         values: Shape of the image without its channel, float32; 0 where nothing speaks for the class.
-        method: `Grad-CAM` or `occlusion`.
+        method: `HiResCAM` or `occlusion`.
     """
 
     values: Tensor
@@ -62,7 +66,7 @@ class ClassLogits(nn.Module):
 
 
 def heat_map(network: nn.Module, image: Tensor, label: int, *, further: Sequence[Tensor] = ()) -> HeatMap:
-    """Return Grad-CAM where the network ends with a map of features, occlusion elsewhere, as for transformers.
+    """Return HiResCAM where the network has maps of features, occlusion elsewhere, as for transformers.
 
     Args:
         network: Classifier; left as it was.
@@ -73,14 +77,14 @@ def heat_map(network: nn.Module, image: Tensor, label: int, *, further: Sequence
     layer = feature_layer(network, image, further=further)
     if layer is None:
         return HeatMap(occlusion(network, image, label, further=further), "occlusion")
-    return HeatMap(grad_cam(network, image, label, layer=layer, further=further), "Grad-CAM")
+    return HeatMap(hires_cam(network, image, label, layer=layer, further=further), "HiResCAM")
 
 
-def grad_cam(network: nn.Module, image: Tensor, label: int, *, layer: str, further: Sequence[Tensor] = ()) -> Tensor:
-    """Return the features of a layer, weighted by the mean gradient of the class's logit, negative ones as 0.
+def hires_cam(network: nn.Module, image: Tensor, label: int, *, layer: str, further: Sequence[Tensor] = ()) -> Tensor:
+    """Return the features of a layer times the gradient of the class's log-odds, summed over channels, negative as 0.
 
     Args:
-        network: Classifier; a copy of it is hooked.
+        network: Classifier.
         image: Shape (channel, ...).
         label: Index of the class.
         layer: Name of the module whose output is weighted; see `feature_layer`.
@@ -89,14 +93,25 @@ def grad_cam(network: nn.Module, image: Tensor, label: int, *, layer: str, furth
     Returns:
         Shape of the image without its channel, linearly interpolated, float32, at least 0.
     """
-    # MONAI's wrapper never takes its hooks away and changes the module's `inplace`.
-    hooked = ClassLogits(copy.deepcopy(network), further).eval().requires_grad_(True)
-    # By default MONAI maps the highest value to 0 and the lowest to 1.
-    cam = GradCAM(hooked, target_layers=f"network.{layer}", postprocessing=_unchanged)
-    with torch.enable_grad():
-        # The image wants a gradient too, or a hook on the first layer would warn that there is none to pass on.
-        found: Tensor = cam(image[None].float().requires_grad_(True), class_idx=label)
-    return found[0, 0].detach().float()
+    features: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        # A copy goes on, since what follows may change it in place.
+        features[:] = [output]
+        return output.clone()
+
+    hook, was_training = network.get_submodule(layer).register_forward_hook(keep), network.training
+    try:
+        with torch.enable_grad():
+            logits = ClassLogits(network, further).eval()(image[None].float().requires_grad_(True))[0]
+            others = torch.cat([logits[:label], logits[label + 1 :]])
+            (gradient,) = torch.autograd.grad(logits[label] - others.logsumexp(dim=0), features)
+    finally:
+        hook.remove()
+        network.train(was_training)
+    heat = (gradient * features[0].detach()).sum(dim=1, keepdim=True).clamp_min(0).float()
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[image.dim() - 1]
+    return functional.interpolate(heat, size=image.shape[1:], mode=mode, align_corners=False)[0, 0]
 
 
 def occlusion(
@@ -153,46 +168,39 @@ def _half_overlapping(size: int, edge: int) -> list[slice]:
 
 
 def feature_layer(network: nn.Module, image: Tensor, *, further: Sequence[Tensor] = ()) -> str | None:
-    """Return the name of the last module that gives a map of features, None when the network does not end with one.
+    """Return the name of the last module that gives a map of features fine enough, None for a network without one.
 
     What counts is what a run of the network shows, not the modules' kinds: the output has the axes of the image and at
-    least `SMALLEST_MAP` positions along one of them, and nothing after it gives a row of tokens, as the layers of a
-    transformer do behind the convolution that cuts the patches.
+    least `FEWEST_POSITIONS` along one of them, or as many as any output has. Maps in front of rows of tokens, as behind
+    the convolution that cuts a transformer's patches, do not count.
 
     Args:
         network: Classifier; left as it was.
         image: Shape (channel, ...).
         further: Other inputs of the network, each with a batch of one.
     """
-    axes, last = image.dim() + 1, None
-    hooks = []
+    axes = image.dim() + 1
+    positions: dict[str, int] = {}
 
     def look(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            nonlocal last
-            if not isinstance(output, Tensor):
-                return
-            if output.dim() == axes > 2 and max(output.shape[2:]) >= SMALLEST_MAP:
-                last = name
-            elif output.dim() == 3 and min(output.shape[1:]) > 1:
-                last = None
+            if isinstance(output, Tensor) and output.dim() == axes > 2:
+                # A module that is called again moves to the end.
+                positions.pop(name, None)
+                positions[name] = max(output.shape[2:])
+            elif isinstance(output, Tensor) and output.dim() == 3 and min(output.shape[1:]) > 1:
+                positions.clear()
 
         return hook
 
-    for name, module in network.named_modules():
-        # Blocks too: MONAI's ResNet calls one activation several times, of which Grad-CAM would mix up the outputs.
-        if name:
-            hooks.append(module.register_forward_hook(look(name)))
+    hooks = [module.register_forward_hook(look(name)) for name, module in network.named_modules() if name]
     was_training = network.training
     try:
         with torch.no_grad():
             ClassLogits(network, further).eval()(image[None].float())
     finally:
-        for hook in hooks:
-            hook.remove()
+        for one in hooks:
+            one.remove()
         network.train(was_training)
-    return last
-
-
-def _unchanged(values: Tensor) -> Tensor:
-    return values
+    enough = min(FEWEST_POSITIONS, max(positions.values(), default=0))
+    return next((name for name, count in reversed(positions.items()) if count >= enough > 1), None)

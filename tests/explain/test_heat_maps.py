@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from monai.visualize import GradCAM
 from scipy.stats import spearmanr
 from torch import nn
 
-from medvol.explain.heat_maps import ClassLogits, feature_layer, grad_cam, heat_map, occlusion
+from medvol.explain.heat_maps import ClassLogits, feature_layer, heat_map, hires_cam, occlusion
 from medvol.networks.cnn2d import cnn2d
 from medvol.networks.conv3d import conv3d
 from medvol.networks.densenet3d import densenet3d
@@ -61,14 +62,14 @@ def overlaps(network, method):
 
 
 def cam(network, volume):
-    return grad_cam(network, volume, 1, layer=feature_layer(network, volume))
+    return hires_cam(network, volume, 1, layer=feature_layer(network, volume))
 
 
 def hidden(network, volume):
     return occlusion(network, volume, 1)
 
 
-@pytest.mark.parametrize("method", [cam, hidden], ids=["grad_cam", "occlusion"])
+@pytest.mark.parametrize("method", [cam, hidden], ids=["hires_cam", "occlusion"])
 def test_the_map_of_a_trained_network_is_hottest_on_the_lesion(trained, method):
     volumes, labels, _ = lesions(16, seed=2)
     with torch.no_grad():
@@ -78,7 +79,7 @@ def test_the_map_of_a_trained_network_is_hottest_on_the_lesion(trained, method):
     assert share > 3
 
 
-@pytest.mark.parametrize("method", [cam, hidden], ids=["grad_cam", "occlusion"])
+@pytest.mark.parametrize("method", [cam, hidden], ids=["hires_cam", "occlusion"])
 def test_the_map_of_a_random_network_is_another_one(trained, method):
     torch.manual_seed(5)
     random = resnet3d(1, 2, widths=(8, 16), dropout=0.0).eval()
@@ -91,15 +92,18 @@ def test_the_map_of_a_random_network_is_another_one(trained, method):
     assert np.nanmax(np.abs(correlations)) < 0.6
 
 
-def test_grad_cam_is_the_weighted_sum_of_the_features_by_hand():
+def test_behind_a_global_mean_it_is_the_weighted_sum_of_the_features_by_hand_and_the_grad_cam_of_monai():
     torch.manual_seed(0)
-    features, head = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3, 2)
-    network = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    stem, features, head = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3, 1)
+    network = nn.Sequential(stem, features, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     image = torch.randn(1, 7, 8)
-    # With a global mean before a linear head the gradient of the mean is the head's weight over the pixels.
-    expected = (head.weight[1, :, None, None] / 56 * features(image)).sum(0).clamp_min(0)
-    assert feature_layer(network, image) == "0"
-    torch.testing.assert_close(grad_cam(network, image, 1, layer="0"), expected.detach())
+    # The gradient of the logit at every pixel is the head's weight over the number of pixels.
+    expected = (head.weight[0, :, None, None] / 56 * features(stem(image)).relu()).sum(0).clamp_min(0)
+    assert feature_layer(network, image) == "2"
+    found = hires_cam(network, image, 1, layer="2")
+    torch.testing.assert_close(found, expected.detach())
+    theirs = GradCAM(copy.deepcopy(network), target_layers="2", postprocessing=lambda heat: heat)
+    torch.testing.assert_close(found, theirs(image[None], class_idx=0)[0, 0].detach())
 
 
 def test_occlusion_is_the_probability_that_a_patch_costs_by_hand():
@@ -127,11 +131,11 @@ def test_one_logit_speaks_for_either_class():
 
 
 NETWORKS = {
-    "resnet3d": (resnet3d(1, 2), (1, 20, 24, 16), "Grad-CAM"),
-    "densenet3d": (densenet3d(1, 3, spatial_size=(20, 24, 16)), (1, 20, 24, 16), "Grad-CAM"),
-    "conv3d": (conv3d(1, 1, spatial_size=(20, 24, 22)), (1, 20, 24, 22), "Grad-CAM"),
-    "cnn2d": (cnn2d(3, 1, spatial_size=(32, 28)), (3, 32, 28), "Grad-CAM"),
-    "resnet50_2d": (resnet50_2d(3, 2), (3, 96, 112), "Grad-CAM"),
+    "resnet3d": (resnet3d(1, 2), (1, 20, 24, 16), "HiResCAM"),
+    "densenet3d": (densenet3d(1, 3, spatial_size=(20, 24, 16)), (1, 20, 24, 16), "HiResCAM"),
+    "conv3d": (conv3d(1, 1, spatial_size=(20, 24, 22)), (1, 20, 24, 22), "HiResCAM"),
+    "cnn2d": (cnn2d(3, 1, spatial_size=(32, 28)), (3, 32, 28), "HiResCAM"),
+    "resnet50_2d": (resnet50_2d(3, 2), (3, 96, 112), "HiResCAM"),
     "vit2d": (vit2d(3, 2, spatial_size=(16, 16), preset="compact"), (3, 16, 16), "occlusion"),
     "vit3d": (vit3d(1, 2, spatial_size=(16, 16, 16), preset="compact"), (1, 16, 16, 16), "occlusion"),
 }
@@ -159,7 +163,7 @@ def test_the_image_of_a_fusion_is_explained_with_its_row_held():
     network = fusion_network(1, 2, 2, widths=(8, 16)).eval()
     image, row, seen = torch.randn(1, *SIZE), torch.tensor([[0.3, -1.0]]), torch.ones(1)
     found = heat_map(network, image, 1, further=(row, seen))
-    assert found.method == "Grad-CAM"
+    assert found.method == "HiResCAM"
     assert tuple(found.values.shape) == SIZE
     assert tuple(occlusion(network, image, 1, patches_per_axis=2, further=(row, seen)).shape) == SIZE
 
