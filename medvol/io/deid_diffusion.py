@@ -50,7 +50,11 @@ def _numbers(dataset: Any, place: _Place) -> list[float]:
     try:
         value = dataset.private_block(group, creator)[offset].value
     except KeyError:
-        return []
+        # Some exports drop the names of blocks; then the maker of the scanner says whose the first one is.
+        is_nameless = (group, 0x0010) not in dataset and (group, 0x1000 | offset) in dataset
+        if not is_nameless or not str(dataset.get("Manufacturer") or "").upper().startswith(creator[:2].upper()):
+            return []
+        value = dataset[group, 0x1000 | offset].value
     if isinstance(value, bytes) and len(value) in (4, 24) and not value.isascii():
         value = list(struct.unpack("<f" if len(value) == 4 else "<3d", value))
     elif isinstance(value, bytes):

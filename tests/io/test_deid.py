@@ -465,6 +465,17 @@ def test_private_numbers_of_diffusion_move_to_where_dicom_has_them(tmp_path, vox
         assert not any(element.tag.is_private for element in dataset)
 
 
+def test_blocks_that_lost_their_names_are_told_by_the_maker_of_the_scanner(tmp_path, voxels, write_series, deid):
+    for maker, value in (("GE MEDICAL SYSTEMS", 700.0), ("SIEMENS", None), ("", None)):
+
+        def edit(dataset, index, maker=maker):
+            dataset.SOPClassUID, dataset.Manufacturer = "1.2.840.10008.5.1.4.1.1.4", maker
+            dataset.add_new(0x00431039, "IS", [700, 8, 0, 0])
+
+        (path,) = write_series(tmp_path / "in", voxels[..., :1], edit=edit)
+        assert deid(path)[1].get("DiffusionBValue") == value
+
+
 def test_a_text_where_a_b_value_should_be_is_not_taken_over(tmp_path, voxels, write_series, deid):
     def edit(dataset, index):
         dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
