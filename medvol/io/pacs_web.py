@@ -28,7 +28,6 @@ CHUNK = 1 << 18
 _STORED = (("application/dicom", "*"),)
 _TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _FEW = 20  # so many missing instances are asked for one by one, more of them by the whole series
-_LOGGERS = ("retrying", "dicomweb_client.web")  # they warn with tracebacks, and with what a server writes
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -175,7 +174,7 @@ class WebPeer:
         from requests import exceptions as web
 
         try:
-            with warnings.catch_warnings(), _silenced(*_LOGGERS):
+            with warnings.catch_warnings(), _silenced():
                 warnings.simplefilter("ignore")
                 yield
         except MedvolError:
@@ -241,16 +240,14 @@ def _session(address: Address, access: Access) -> Session:
 
 
 @contextmanager
-def _silenced(*names: str) -> Iterator[None]:
-    """Keep loggers quiet for a while."""
-    loggers = [logging.getLogger(name) for name in names]
-    for logger in loggers:
-        logger.addFilter(_is_debug)
+def _silenced() -> Iterator[None]:
+    """Keep dicomweb-client quiet for a while: it warns with what a server writes into its answer."""
+    logger = logging.getLogger("dicomweb_client.web")
+    logger.addFilter(_is_debug)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(_is_debug)
+        logger.removeFilter(_is_debug)
 
 
 def _is_debug(record: logging.LogRecord) -> bool:
