@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import tempfile
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser, ckpt_export
-from torch import Tensor, nn
+from monai.bundle import ckpt_export
+from torch import Tensor
 
-from medvol.bundle.short import find_bundle
-from medvol.errors import MedvolError, find_refusal, require_choice
-from medvol.inference.record import WEIGHTS_FILE, ModelRecord, load_weights
+from medvol.bundle.export_source import Answer, Source, Tensors, compare, load_source
+from medvol.errors import MedvolError, require_choice
+from medvol.inference.record import WEIGHTS_FILE
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2", "torchscript": "model.ts"}
 
@@ -37,11 +36,7 @@ LARGEST_DIFFERENCE = 1e-4
 LEAST_AGREEMENT = 0.999
 """Share of voxels with the same label in both: of random input, where many voxels are undecided."""
 
-TRIALS = 3
 FACTS_KEY = "medvol"
-
-Tensors = tuple[Tensor, ...]
-Answer = Callable[[Tensors], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,50 +60,6 @@ class Exported:
     difference: float = float("nan")
     agreement: float | None = None
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported.
-
-    Args:
-        folder: The bundle's.
-        model_dir: Where its weights lie.
-        network: With weights, in evaluation mode.
-        record: What was learnt beside them.
-        names: Of the inputs.
-        shapes: Of the inputs without the batch.
-    """
-
-    folder: Path
-    model_dir: Path
-    network: nn.Module
-    record: ModelRecord
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    def draw(self, batch: int, seed: int) -> Tensors:
-        """Return random inputs, normal as after normalisation."""
-        generator = torch.Generator().manual_seed(seed)
-        return tuple(torch.randn(batch, *shape, generator=generator) for shape in self.shapes)
-
-    @property
-    def is_segmentation(self) -> bool:
-        """Whether the network answers with a logit per voxel."""
-        return bool(self.record.facts.label_values)
-
-    @property
-    def facts(self) -> str:
-        """What a program needs beside the network, as JSON."""
-        values = {
-            "facts": self.record.facts.as_dict(),
-            "temperature": self.record.temperature,
-            "weights_sha256": self.record.weights_sha256,
-            "inputs": dict(zip(self.names, self.shapes, strict=True)),
-            "output": "logits",
-            "intended_use": "Research only. Not for clinical use.",
-        }
-        return json.dumps(values)
 
 
 def export_bundle(
@@ -135,36 +86,6 @@ def export_bundle(
     return [_export(source, name, folder / FORMATS[name]) for name in formats]
 
 
-def load_source(bundle: str, model_dir: str = "") -> Source:
-    """Return a bundle's network with its weights, as inference builds it.
-
-    Raises:
-        MedvolError: `NO_BUNDLE`, or what loading weights finds.
-    """
-    folder = find_bundle(bundle).resolve()
-    models = Path(model_dir).resolve() if model_dir else folder / "models"
-    config = json.loads((folder / "configs" / "inference.json").read_text())
-    config.update(bundle_root=str(folder), model_dir=str(models))
-    parser = ConfigParser(config)
-    try:
-        record: ModelRecord = parser.get_parsed_content("record")
-        network: nn.Module = parser.get_parsed_content("network_def")
-    except RuntimeError as error:  # what MONAI wraps refusals in
-        raise find_refusal(error) or error from error
-    load_weights(network, models, record)
-    facts = record.facts
-    image = (facts.in_channels, *facts.spatial_size) if facts.spatial_size else (facts.in_features,)
-    with_row = bool(facts.spatial_size and facts.columns)
-    return Source(
-        folder=folder,
-        model_dir=models,
-        network=network.cpu().float().eval(),
-        record=record,
-        names=("image", "covariates") if with_row else ("image",),
-        shapes=(image, (facts.in_features,)) if with_row else (image,),
-    )
-
-
 def _export(source: Source, name: str, path: Path) -> Exported:
     """Write one format beside its place, compare it there, and move it in place if it answers as its source does."""
     writers = {"onnx": _write_onnx, "torch-export": _write_pt2, "torchscript": _write_torchscript}
@@ -187,30 +108,6 @@ def _export(source: Source, name: str, path: Path) -> Exported:
         os.chmod(draft, 0o644)  # noqa: PTH101
         os.replace(draft, path)  # noqa: PTH105
     return Exported(name, path, size, how, difference, agreement)
-
-
-def compare(source: Source, answer: Answer, batches: Sequence[int] = (1,)) -> tuple[float, float | None]:
-    """Return how far answers lie from the network's on random inputs: largest difference, agreement of labels.
-
-    Args:
-        source: The network.
-        answer: Takes inputs and returns logits.
-        batches: Sizes to try.
-    """
-    difference, agreement = 0.0, 1.0
-    for batch in batches:
-        for seed in range(TRIALS if batch == batches[0] else 1):
-            inputs = source.draw(batch, seed)
-            with torch.no_grad():
-                expected, found = source.network(*inputs), answer(inputs)
-            if found.shape != expected.shape or not bool(found.isfinite().all()):
-                return float("inf"), 0.0 if source.is_segmentation else None
-            scale = max(1.0, float(expected.abs().max()))
-            difference = max(difference, float((found - expected).abs().max()) / scale)
-            if source.is_segmentation:
-                same = found.argmax(dim=1) == expected.argmax(dim=1)
-                agreement = min(agreement, float(same.float().mean()))
-    return difference, agreement if source.is_segmentation else None
 
 
 def _write_onnx(source: Source, path: Path) -> tuple[str, Answer, Sequence[int]]:

@@ -30,8 +30,8 @@ TASKS = ("classification", "segmentation")
 IGNORED = ("TOO_MANY_CATEGORIES", "NO_FEATURES")
 """With these a column is refused that holds names, free text or always the same."""
 
-TOLD = "split kept as given"
-"""Beginning of a note on what another line says as well."""
+TOLD = ": train "
+"""Where a note on the split goes on with the counts, which another line tells as well."""
 
 NEGATIVE = ("absent", "benign", "control", "false", "healthy", "negative", "no", "none", "normal")
 """Names of classes that are looked for in nobody: of two classes, the other one is the positive one."""
@@ -125,7 +125,7 @@ def make_bundle(target: str, source: str, options: NewOptions | None = None) -> 
 def _make(folder: Path, source: str, stated: NewOptions, notes: tuple[str, ...]) -> NewBundle:
     source = os.path.abspath(Path(source).expanduser())  # noqa: PTH100
     label_column = "label" if stated.labels else stated.label_column
-    study = _positive_last(open_study(source, label_column=label_column, classes=stated.classes), stated.classes)
+    study = _positive_last(_opened(source, label_column, stated), stated.classes)
     split = assign_splits(study)
     covariates, idle = _covariates(split, stated.exclude_columns)
     choice = choose_bundle(split, covariates=covariates, named=stated.bundle)
@@ -161,6 +161,18 @@ def _make(folder: Path, source: str, stated: NewOptions, notes: tuple[str, ...])
         parameters=numbers.parameters,
         notes=(*notes, *_assumed(numbers.study, further.get("exclude_columns", ())), *numbers.notes),
     )
+
+
+def _opened(source: str, label_column: str, stated: NewOptions) -> Study:
+    try:
+        return open_study(source, label_column=label_column, classes=stated.classes)
+    except MedvolError as refusal:
+        if refusal.code != "NO_LABEL" or not Path(source).is_dir():
+            raise
+        fix = "pass --labels with a CSV that names patients, folders or files and their label; or a case table"
+        raise MedvolError(
+            refusal.code, file=refusal.file, found=refusal.found, expected=refusal.expected, fix=fix
+        ) from refusal
 
 
 def _positive_last(study: Study, stated: Sequence[str]) -> Study:
@@ -202,7 +214,7 @@ def _covariates(study: Study, excluded: Sequence[str]) -> tuple[list[str], list[
 
 
 def _assumed(study: Study, left_out: Sequence[str]) -> list[str]:
-    notes = [note for note in study.notes if not note.startswith(TOLD)]
+    notes = [note.partition(TOLD)[0] for note in study.notes]
     return [*notes, f"columns that are left out: {', '.join(left_out)}"] if left_out else notes
 
 

@@ -171,7 +171,7 @@ def _rows_of_facts(facts: Facts) -> list[Row]:
         rows.append(("in_channels", str(facts.in_channels), ", ".join(facts.channels)))
     if facts.columns:
         names = ", ".join(f"{one.name} ({one.kind})" for one in facts.columns)
-        rows.append(("columns", f"{len(facts.columns)}", f"{names}; {facts.in_features} numbers for the network"))
+        rows.append(("columns", f"{len(facts.columns)}", f"{names}; name codes in categorical_columns"))
     return rows
 
 

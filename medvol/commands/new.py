@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
+from collections.abc import Sequence
 
-from medvol.commands.shared import Commands, print_columns
+from medvol.commands.shared import Commands
 
 EPILOG = """examples:
   medvol new lung_classification cases.csv                       volumes, images or features with a column of labels
@@ -66,13 +67,24 @@ def run(options: argparse.Namespace) -> None:
     if made.choice.others:
         _print("", f"instead, with --bundle: {', '.join(made.choice.others)}")
     print("numbers")
-    print_columns([("", name, value, reason) for name, value, reason in made.numbers])
+    _print_numbers(made.numbers)
     _print("written", f"{folder}: configs, docs/README.md (a card to fill in), models/ (empty)")
-    words = in_shell(folder)
+    words, source = in_shell(folder), in_shell(made.source)
+    if options.label_column != "label" and not options.labels:
+        source += f" --label-column {in_shell(options.label_column)}"
     print(
-        f"\nnext\n  medvol check {in_shell(made.source)}\n  medvol train {words}\n  medvol evaluate {words}\n"
+        f"\nnext\n  medvol check {source}\n  medvol train {words}\n  medvol evaluate {words}\n"
         f"  medvol predict {words} NEW_SCANS -o predicted"
     )
+
+
+def _print_numbers(rows: Sequence[tuple[str, str, str]]) -> None:
+    wide = [max(len(row[column]) for row in rows) for column in range(2)]
+    before = " " * (wide[0] + wide[1] + 6)
+    for name, value, reason in rows:
+        start = f"  {name:<{wide[0]}}  {value:<{wide[1]}}  "
+        lines = textwrap.wrap(reason, max(40, 120 - len(before)), break_long_words=False, break_on_hyphens=False)
+        print(f"\n{before}".join([start + (lines or [""])[0], *lines[1:]]).rstrip())
 
 
 def _print(heading: str, *lines: str) -> None:

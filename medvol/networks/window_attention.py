@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -50,7 +52,6 @@ class WindowPlan:
     classes: tuple[tuple[int, int, Tensor | None], ...]
 
 
-@lru_cache(maxsize=64)
 def window_plan(
     batch: int, size: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
 ) -> WindowPlan:
@@ -63,42 +64,57 @@ def window_plan(
         shift: Tokens by which the windows are moved.
         device: Where the plan is used.
     """
+    # What an exporter makes of a tensor is of no use to anyone else, so that it must not be remembered.
+    make = _window_plan.__wrapped__ if is_exporting() else _window_plan
+    plan: WindowPlan = make(batch, size, window, shift, device)
+    return plan
+
+
+@lru_cache(maxsize=64)
+def _window_plan(
+    batch: int, size: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> WindowPlan:
     shift = tuple(0 if length <= edge else step for length, edge, step in zip(size, window, shift, strict=True))
     window = tuple(min(length, edge) for length, edge in zip(size, window, strict=True))
     counts = [math.ceil(length / edge) for length, edge in zip(size, window, strict=True)]
     tokens, voxels = math.prod(size), math.prod(window)
-    behind = [part for axis in (2, 1, 0) for part in (0, counts[axis] * window[axis] - size[axis])]
-    grid = functional.pad(torch.arange(tokens).view(size), behind, value=-1).roll([-step for step in shift], (0, 1, 2))
-    rows = grid.view([part for pair in zip(counts, window, strict=True) for part in pair])
-    rows = rows.permute(0, 2, 4, 1, 3, 5).reshape(-1, 1, voxels)  # -1 where padded
+    behind = [(0, count * edge - length) for count, edge, length in zip(counts, window, size, strict=True)]
+    # In numpy, for an exporter would follow torch's operators, whose results it does not know.
+    grid = np.pad(np.arange(tokens).reshape(size), behind, constant_values=-1)
+    grid = np.roll(grid, [-step for step in shift], (0, 1, 2))
+    rows = grid.reshape([part for pair in zip(counts, window, strict=True) for part in pair])
+    rows = rows.transpose(0, 2, 4, 1, 3, 5).reshape(-1, 1, voxels)  # -1 where padded
 
-    last = [(torch.arange(count) == count - 1) & (step > 0) for count, step in zip(counts, shift, strict=True)]
-    kind = (last[0][:, None, None] * 4 + last[1][:, None] * 2 + last[2] * 1).flatten()
-    order = torch.argsort(kind, stable=True)
+    last = [(np.arange(count) == count - 1) & (step > 0) for count, step in zip(counts, shift, strict=True)]
+    kind = (last[0][:, None, None] * 4 + last[1][:, None] * 2 + last[2] * 1).ravel()
+    order = np.argsort(kind, kind="stable")
     # Windows of one class lie together, over all volumes: (window, volume, voxel).
-    inside = (rows[order] >= 0).expand(-1, batch, -1).flatten()
-    rows = (rows[order] + torch.arange(batch)[:, None] * tokens).flatten()
-    target = torch.empty(batch * tokens, dtype=torch.long)
-    target[rows[inside]] = inside.nonzero().flatten()
+    inside = np.broadcast_to(rows[order] >= 0, (len(rows), batch, voxels)).ravel()
+    rows = (rows[order] + np.arange(batch)[:, None] * tokens).ravel()
+    target = np.empty(batch * tokens, dtype=np.int64)
+    target[rows[inside]] = inside.nonzero()[0]
     classes, start = [], 0
-    for number, count in zip(*(part.tolist() for part in kind.unique(return_counts=True)), strict=True):
+    for number, count in zip(*(part.tolist() for part in np.unique(kind, return_counts=True)), strict=True):
         mask = _mask(window, shift, (number & 4, number & 2, number & 1)) if number else None
-        classes.append((start, start + count * batch, mask if mask is None else mask.to(device)))
+        classes.append((start, start + count * batch, None if mask is None else torch.from_numpy(mask).to(device)))
         start += count * batch
-    source = torch.where(inside, rows, 0)
     return WindowPlan(
-        voxels, source.to(device), (~inside).nonzero().flatten().to(device), target.to(device), tuple(classes)
+        voxels=voxels,
+        source=torch.from_numpy(np.where(inside, rows, 0)).to(device),
+        padding=torch.from_numpy((~inside).nonzero()[0]).to(device),
+        target=torch.from_numpy(target).to(device),
+        classes=tuple(classes),
     )
 
 
-def _mask(window: Sequence[int], shift: Sequence[int], last: Sequence[int]) -> Tensor:
+def _mask(window: Sequence[int], shift: Sequence[int], last: Sequence[int]) -> npt.NDArray[np.float32]:
     """Return what is added to the scores of a window that is the last along some axes, (voxels, voxels)."""
     wrapped = [
-        (torch.arange(edge) >= edge - step) & bool(is_last)
+        (np.arange(edge) >= edge - step) & bool(is_last)
         for edge, step, is_last in zip(window, shift, last, strict=True)
     ]
-    region = (wrapped[0][:, None, None] * 4 + wrapped[1][:, None] * 2 + wrapped[2] * 1).flatten()
-    return torch.where(region[:, None] == region, 0.0, MASKED)
+    region = (wrapped[0][:, None, None] * 4 + wrapped[1][:, None] * 2 + wrapped[2] * 1).ravel()
+    return np.where(region[:, None] == region, np.float32(0), np.float32(MASKED))
 
 
 @final

@@ -7,7 +7,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from medvol.bundle import export
-from medvol.bundle.export import FORMATS, compare, export_bundle, load_source
+from medvol.bundle.export import FORMATS, export_bundle
+from medvol.bundle.export_source import Source, compare, load_source
 from medvol.bundle.new import NewOptions, make_bundle
 from medvol.cli import main
 from medvol.errors import MedvolError
@@ -137,7 +138,7 @@ def test_the_largest_difference_and_the_share_of_equal_labels_are_measured(tmp_p
 
     facts = {**source.record.facts.as_dict(), "label_values": [0, 1], "columns": []}
     record = type(source.record)(facts=type(source.record.facts).from_dict(facts))
-    of_voxels = export.Source(tmp_path, tmp_path, Structures(), record, ("image",), ((1, 2, 4, 5),))
+    of_voxels = Source(tmp_path, tmp_path, Structures(), record, ("image",), ((1, 2, 4, 5),))
     difference, agreement = compare(of_voxels, one_voxel_off)
     assert (difference, agreement) == (2.0, pytest.approx(1 - 1 / 40))
 

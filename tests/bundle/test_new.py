@@ -196,6 +196,8 @@ def test_labels_that_contradict_or_name_nothing_are_refused(tmp_path, dicom_tree
     nobody = written(tmp_path / "nobody.csv", ["scan", "label"], [("x", "vessel")])
     with pytest.raises(MedvolError, match="NO_MATCH"):
         make_bundle("mine", str(tree), NewOptions(labels=str(nobody)))
+    with pytest.raises(MedvolError, match=r"NO_LABEL.*pass --labels"):
+        make_bundle("mine", str(tree))
     known = written(tmp_path / "known.csv", ["scan", "label"], [(name, "vessel")])
     with pytest.raises(MedvolError, match="NO_VOLUMES"):
         make_bundle("mine", str(tree), NewOptions(labels=str(known), series="t2 flair"))
