@@ -241,13 +241,15 @@ def _session(address: Address, access: Access) -> Session:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep dicomweb-client quiet for a while: it warns with what a server writes into its answer."""
-    logger = logging.getLogger("dicomweb_client.web")
-    logger.addFilter(_is_debug)
+    """Keep dicomweb-client quiet for a while: it warns with what a server writes into its answer, and with tracebacks."""
+    loggers = [logging.getLogger(name) for name in ("dicomweb_client.web", "retrying")]
+    for logger in loggers:
+        logger.addFilter(_is_debug)
     try:
         yield
     finally:
-        logger.removeFilter(_is_debug)
+        for logger in loggers:
+            logger.removeFilter(_is_debug)
 
 
 def _is_debug(record: logging.LogRecord) -> bool:
