@@ -91,7 +91,7 @@ def cases(run: RunFiles, pictures: Sequence[CasePicture]) -> str:
             "Worst: the true class with the least probability. The warm colours of a heat map show where the image "
             "spoke for the predicted class: it tells where the network looked, not whether that is a finding."
         )
-        body = f'{paragraph(words)}<div class="grid">{body}</div>'
+        body = f'{paragraph(words)}<div class="grid cases">{body}</div>'
     rows = [
         [
             text(run.predictions[index]["case"]),

@@ -17,7 +17,7 @@ from medvol.report.views import View
 Array = npt.NDArray[Any]
 
 LONG_SIDE = 200.0
-"""Units of a picture's longer side; letters and lines are sized in them."""
+"""Units of a picture's side; letters and lines are sized in them."""
 
 MOST_PIXELS = 384
 """Along a side of an embedded picture: six cases of six pictures stay below 3 MB."""
@@ -64,29 +64,33 @@ class CasePicture:
     about: str = ""
 
 
-def slice_figure(view: View, *, heat: Array | None = None, structures: Mapping[str, int] | None = None) -> str:
-    """Return one slice as a figure.
+def slice_figure(
+    view: View, side_mm: float, *, heat: Array | None = None, structures: Mapping[str, int] | None = None
+) -> str:
+    """Return one slice in the middle of a black square, so that the slices of a case share their scale.
 
     Args:
         view: Grey values of shape (rows, columns), or colours (rows, columns, 3); its labels are outlined.
+        side_mm: Side of the square.
         heat: From 0 to 1, laid over the slice.
         structures: Name to label of what is outlined.
     """
     rows, columns = view.grey.shape[:2]
-    height_mm, width_mm = rows * view.row_mm, columns * view.column_mm
-    scale = LONG_SIDE / max(height_mm, width_mm)
-    width, height = width_mm * scale, height_mm * scale
+    scale = LONG_SIDE / side_mm
+    width, height = columns * view.column_mm * scale, rows * view.row_mm * scale
+    left, top = (LONG_SIDE - width) / 2, (LONG_SIDE - height) / 2
     pixels = view.grey if heat is None else _heated(view.grey, heat)
     parts = [
-        f'<image href="{_data_uri(pixels)}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
-        'image-rendering="pixelated"/>'
+        f'<g transform="translate({left:.1f} {top:.1f})"><image href="{_data_uri(pixels)}" width="{width:.1f}" '
+        f'height="{height:.1f}" preserveAspectRatio="none" image-rendering="pixelated"/>',
+        *_outlines(view, structures or {}, width / columns, height / rows),
+        "</g>",
+        *_letters(view.letters),
     ]
-    parts += _outlines(view, structures or {}, width / columns, height / rows)
-    parts += _letters(view.letters, width, height)
     if view.letters:
-        parts.append(_scale_bar(width_mm, width, height))
+        parts.append(_scale_bar(scale))
     name = text(f"{view.plane}, heat map" if heat is not None else view.plane)
-    drawing = f'<svg viewBox="0 0 {width:.1f} {height:.1f}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    drawing = f'<svg viewBox="0 0 {LONG_SIDE:g} {LONG_SIDE:g}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
     return f"<figure>{drawing}<figcaption>{name}</figcaption></figure>"
 
 
@@ -94,8 +98,12 @@ def case_card(picture: CasePicture, structures: Mapping[str, int] | None = None)
     """Return the frame of a case: its name, what its numbers say, its slices, and the same with the heat map."""
     kinds = {"best": "good", "median": "mid", "uncertain": "mid", "worst": "bad"}
     tag = f'<span class="tag {kinds.get(picture.kind, "mid")}">{text(picture.kind)}</span>'
-    figures = [slice_figure(view, structures=structures) for view in picture.views]
-    figures += [slice_figure(view, heat=heat) for view, heat in zip(picture.views, picture.heats, strict=False)]
+    sides = [max(v.grey.shape[0] * v.row_mm, v.grey.shape[1] * v.column_mm) for v in picture.views]
+    side_mm = max(sides, default=1.0)
+    figures = [slice_figure(view, side_mm, structures=structures) for view in picture.views]
+    figures += [
+        slice_figure(view, side_mm, heat=heat) for view, heat in zip(picture.views, picture.heats, strict=False)
+    ]
     shape = "slices one" if len(picture.views) == 1 else "slices"
     shown = f'<div class="{shape}">{"".join(figures)}</div>' if figures else ""
     return (
@@ -166,18 +174,24 @@ def _outlines(view: View, structures: Mapping[str, int], across: float, down: fl
     return parts
 
 
-def _letters(letters: str, width: float, height: float) -> list[str]:
-    sides = [(4.0, height / 2 + 6, "start"), (width - 4, height / 2 + 6, "end")]
-    places = [*sides, (width / 2, 16.0, "middle"), (width / 2, height - 5, "middle")]
+def _letters(letters: str) -> list[str]:
+    middle, end = LONG_SIDE / 2, LONG_SIDE - 4
+    places = (
+        (4.0, middle + 6, "start"),
+        (end, middle + 6, "end"),
+        (middle, 16.0, "middle"),
+        (middle, end - 1, "middle"),
+    )
     return [
         f'<text class="letter" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text(letter)}</text>'
         for letter, (x, y, anchor) in zip(letters, places, strict=False)
     ]
 
 
-def _scale_bar(width_mm: float, width: float, height: float) -> str:
-    length_mm = max((length for length in BAR_LENGTHS_MM if length <= width_mm / 3), default=BAR_LENGTHS_MM[0])
-    end, floor = 6 + length_mm / width_mm * width, height - 6
+def _scale_bar(scale: float) -> str:
+    longest_mm = LONG_SIDE / scale / 3
+    length_mm = max((length for length in BAR_LENGTHS_MM if length <= longest_mm), default=BAR_LENGTHS_MM[0])
+    end, floor = 6 + length_mm * scale, LONG_SIDE - 6
     return (
         f'<path d="M6 {floor:.1f}H{end:.1f}" stroke="#000" stroke-width="5"/>'
         f'<path d="M6 {floor:.1f}H{end:.1f}" stroke="#fff" stroke-width="3"/>'

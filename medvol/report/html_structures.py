@@ -84,7 +84,7 @@ def cases(run: RunFiles, pictures: Sequence[CasePicture], structures: Mapping[st
             "edges of the voxels. Look at the worst case first: it says more than the mean."
         )
         cards = "".join(case_card(picture, structures) for picture in pictures)
-        body = f'{paragraph(words)}{structure_legend(list(structures))}<div class="grid">{cards}</div>'
+        body = f'{paragraph(words)}{structure_legend(list(structures))}<div class="grid cases">{cards}</div>'
     rows = sorted(run.predictions, key=lambda row: _mean_dice(row, names))
     lines = [
         [_linked(row), number(_mean_dice(row, names)), *[number(float(row[f"dice_{name}"])) for name in names[:8]]]
