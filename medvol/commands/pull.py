@@ -91,7 +91,8 @@ def print_outcome(outcome: Outcome, where: str, unit: str) -> int:
     files = sum(row.moved + row.before for row in outcome.rows)
     now = sum(row.moved for row in outcome.rows)
     size = sum(row.bytes for row in outcome.rows) / 1e6
-    print(f"{len(outcome.rows)} series, {files:,} files, {size:,.1f} MB {where}; {now:,} of them now")
+    series = sum(bool(row.study) for row in outcome.rows)
+    print(f"{series} series, {files:,} files, {size:,.1f} MB {where}; {now:,} of them now")
     if outcome.others:
         print(f"{outcome.others} other files, no DICOM instances, were not sent")
     for row in outcome.rows:

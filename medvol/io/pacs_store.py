@@ -91,7 +91,7 @@ class SeriesFolder:
         for name in self._unsynced:
             path = self._staging / name
             try:
-                with path.open("rb") as stream:
+                with path.open("r+b") as stream:
                     os.fsync(stream.fileno())
             except OSError as error:
                 raise _refusal(path, error) from error

@@ -241,7 +241,7 @@ def _session(address: Address, access: Access) -> Session:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep dicomweb-client quiet for a while: it warns with what a server writes into its answer, and with tracebacks."""
+    """Keep dicomweb-client quiet for a while: it warns with what a server writes, and with tracebacks."""
     loggers = [logging.getLogger(name) for name in ("dicomweb_client.web", "retrying")]
     for logger in loggers:
         logger.addFilter(_is_debug)

@@ -235,12 +235,24 @@ class Web:
 
 
 @pytest.fixture
-def web(archive, monkeypatch, tmp_path):
+def serve(archive, monkeypatch, tmp_path):
+    """Start a service, encrypted where a context is given."""
     pytest.importorskip("dicomweb_client", reason="the extra 'net' is not installed")
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
-    service = Web(archive)
-    yield service
-    service.close()
+    services = []
+
+    def start(context=None):
+        services.append(Web(archive, context))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+
+
+@pytest.fixture
+def web(serve):
+    return serve()
 
 
 @pytest.fixture(scope="session")
@@ -262,13 +274,6 @@ def tls(certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     return context
-
-
-@pytest.fixture
-def secure_web(web, archive, tls):
-    service = Web(archive, tls)
-    yield service
-    service.close()
 
 
 class Dicom:

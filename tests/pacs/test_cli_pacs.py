@@ -34,6 +34,7 @@ def test_a_table_of_requests_is_answered_row_by_row(dicom, archive, write, tmp_p
     assert main(["pull", dicom.url, "--query", str(query), "-o", str(tmp_path / "out")]) == 3
     output = capsys.readouterr()
     assert "NOTHING_FOUND" in output.out
+    assert "2 series, 18 files" in output.out
     assert "row 4" in output.err
     assert len(list((tmp_path / "out").glob("*/*/*.dcm"))) == 18
     paths = "\n".join(map(str, (tmp_path / "out").rglob("*")))

@@ -1,5 +1,6 @@
 """Pulling and pushing by DICOM's own protocol, against a peer of pynetdicom in this process."""
 
+import ssl
 from dataclasses import replace
 
 import numpy as np
@@ -185,3 +186,16 @@ def test_a_certificate_is_verified_unless_its_authority_is_named(
     with pytest.raises(MedvolError, match="TLS_FAILED.*--ca-file"):
         fetch(peer, datasets)
     assert fetch(peer, datasets, access=replace(quick, ca_file=certificate[0])).is_whole
+
+
+def test_a_peer_that_asks_for_a_certificate_gets_the_own_one(
+    fetch, start_dicom, archive, write, tls, certificate, quick
+):
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_verify_locations(certificate[0])
+    peer, datasets = start_dicom(context=tls), write("a")
+    archive.add(*datasets)
+    known = replace(quick, ca_file=certificate[0], certificate=certificate[0], key=certificate[1])
+    assert fetch(peer, datasets, access=known).is_whole
+    with pytest.raises(MedvolError, match="TLS_FAILED|CONNECTION_LOST"):
+        fetch(peer, datasets, access=replace(quick, ca_file=certificate[0]))

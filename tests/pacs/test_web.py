@@ -1,6 +1,7 @@
 """Pulling by DICOMweb: whole series or none, whatever the service does."""
 
 import logging
+import ssl
 from dataclasses import replace
 
 import pydicom
@@ -270,9 +271,9 @@ def test_an_address_that_is_no_service_is_named(web, quick, tmp_path):
 
 
 def test_a_certificate_is_verified_unless_its_authority_is_named(
-    secure_web, archive, write, tmp_path, certificate, quick
+    serve, archive, write, tmp_path, certificate, tls, quick
 ):
-    datasets = write("a")
+    secure_web, datasets = serve(tls), write("a")
     archive.add(*datasets)
     request = [uid_request(datasets[0].StudyInstanceUID)]
     with pytest.raises(MedvolError, match="TLS_FAILED.*--ca-file"):
@@ -282,6 +283,22 @@ def test_a_certificate_is_verified_unless_its_authority_is_named(
     by_number = parse_address(secure_web.url.replace("localhost", "127.0.0.1"))  # the certificate is of another name
     with pytest.raises(MedvolError, match="TLS_FAILED"):
         pull(connect(by_number, trusted), request, tmp_path / "out", access=trusted)
+
+
+def test_a_service_that_asks_for_a_certificate_gets_the_own_one(
+    serve, archive, write, tmp_path, certificate, tls, quick
+):
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_verify_locations(certificate[0])
+    datasets = write("a")
+    archive.add(*datasets)
+    service = serve(tls)
+    request = [uid_request(datasets[0].StudyInstanceUID)]
+    known = replace(quick, ca_file=certificate[0], certificate=certificate[0], key=certificate[1])
+    assert pull(connect(service.address, known), request, tmp_path / "out", access=known).is_whole
+    stranger = replace(quick, ca_file=certificate[0])
+    with pytest.raises(MedvolError, match="TLS_FAILED|CONNECTION_LOST"):
+        pull(connect(service.address, stranger), request, tmp_path / "out", access=stranger)
 
 
 def test_warnings_of_the_service_and_dropped_connections_leave_nothing_in_logs(fetch, archive, write, caplog):
