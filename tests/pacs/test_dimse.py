@@ -172,6 +172,7 @@ def test_a_peer_without_c_get_is_told(fetch, start_dicom, archive, write):
 
 
 def test_a_port_where_nobody_listens_is_refused_after_the_retries(tmp_path):
+    pytest.importorskip("pynetdicom", reason="the extra 'net' is not installed")
     access = Access(first_wait_s=0.0, retries=1, timeout_s=2)
     peer = connect(parse_address("dicom://PACS@127.0.0.1:9"), access)
     with pytest.raises(MedvolError, match="CONNECTION_LOST"):

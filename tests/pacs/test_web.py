@@ -311,6 +311,7 @@ def test_warnings_of_the_service_and_dropped_connections_leave_nothing_in_logs(f
 
 
 def test_an_unreachable_service_is_refused_after_its_retries(tmp_path):
+    pytest.importorskip("dicomweb_client", reason="the extra 'net' is not installed")
     access = Access(first_wait_s=0.0, retries=1, timeout_s=2)
     peer = connect(parse_address("http://127.0.0.1:9/dicom-web"), access)
     with pytest.raises(MedvolError, match="CONNECTION_LOST"):
