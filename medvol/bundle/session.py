@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
+import os
 import re
 import sys
 import time
@@ -20,8 +22,14 @@ from types import TracebackType
 from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigParser
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
+from medvol.data.processes import Processes
 from medvol.errors import MedvolError, find_refusal, nearest
+
+TRACKED_LOSS = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]["trainer"]["output_transform"]
+PARTING = "part_ways("
+"""What the run of several processes ends with; a file after theirs would replace it."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +51,23 @@ class Session:
     started: float
 
 
-def begin(bundle_root: str | Path, output_dir: str | Path) -> Session:
+def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes | None = None) -> Session:
     """Check the options of the run in progress, shorten its error messages and return its session.
 
     Args:
         bundle_root: Folder of the bundle, the one that holds `configs`.
         output_dir: Folder for results; made if absent.
+        processes: Of a run in several: all but the first are silent, unless they fail.
 
     Raises:
-        MedvolError: `NO_BUNDLE`, `UNKNOWN_OPTION` with the nearest valid name, or `CANNOT_WRITE`.
+        MedvolError: `NO_BUNDLE`, `UNKNOWN_OPTION` with the nearest valid name, `CANNOT_WRITE`, or `WRONG_ORDER` of
+            configuration files.
     """
     sys.excepthook = _short_errors
+    if processes is not None and processes.rank > 0:
+        sys.excepthook = _loud_errors
+        logging.getLogger().setLevel(logging.ERROR)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends; progress bars write here
     root = Path(bundle_root).resolve()
     if not (root / "configs").is_dir():
         raise MedvolError(
@@ -66,6 +80,14 @@ def begin(bundle_root: str | Path, output_dir: str | Path) -> Session:
     config = _running_config()
     check_options(config, _defined_config(root))
     require_used(config, root)
+    if processes is not None and not any(PARTING in str(one) for one in config.get("run", [PARTING])):
+        raise MedvolError(
+            "WRONG_ORDER",
+            found="multi_process_cpu.json or multi_gpu_train.json before another configuration file",
+            expected="it as the last one",
+            fix="write --config_file \"['train.json','evaluate.json','multi_process_cpu.json']\"",
+        )
+    _track_whole_batches()
     output = Path(output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -95,6 +117,8 @@ def check_options(config: dict[str, Any], defined: Sequence[dict[str, Any]]) -> 
                 expected="True, False or None",
                 fix=f"write --{name} {'None' if value.lower() == 'null' else value.capitalize()}",
             )
+    if "save_execute_config" in config:  # of `--tracking`, which adds ids of its own to the configuration
+        defined = [*defined, *(one["configs"] for one in DEFAULT_EXP_MGMT_SETTINGS.values())]
     for path, known in _unknown_ids(config, defined):
         *parents, name = path
         raise MedvolError(
@@ -153,23 +177,43 @@ def _short_errors(kind: type[BaseException], error: BaseException, trace: Traceb
         sys.stderr.write(f"    {detail}\n")
 
 
-def _running_config() -> dict[str, Any]:
-    """Return the configuration of the MONAI parser that is evaluating this very call.
+def _loud_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what ends a process that was silent until now."""
+    sys.stderr = sys.__stderr__
+    _short_errors(kind, error, trace)
 
-    MONAI hands its parser to nobody; it is found as `self` of a calling frame. Without one, as when the library is
-    called directly, there is nothing to check.
+
+def _running_parser() -> ConfigParser | None:
+    """Return the MONAI parser that is evaluating this very call.
+
+    MONAI hands it to nobody; it is found as `self` of a calling frame, or as its `parser`. Without one, as when the
+    library is called directly, there is nothing to check.
     """
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, ConfigParser):
-            config = owner.get()
-            return {key: value for key, value in config.items() if key != owner.meta_key}
-        parser = getattr(owner, "parser", None)
+        # A parser takes the name of an attribute for that of an id.
+        parser = owner if isinstance(owner, ConfigParser) else getattr(owner, "parser", None)
         if isinstance(parser, ConfigParser):
-            return {key: value for key, value in parser.get().items() if key != parser.meta_key}
+            return parser
         frame = frame.f_back
-    return {}
+    return None
+
+
+def _running_config() -> dict[str, Any]:
+    parser = _running_parser()
+    return {} if parser is None else {key: value for key, value in parser.get().items() if key != parser.meta_key}
+
+
+def _track_whole_batches() -> None:
+    """Let the handler of `--tracking mlflow` read the loss of a batch that is not split into cases, as ours are not."""
+    parser = _running_parser()
+    if parser is None:
+        return
+    for index, handler in enumerate(parser.get("train#handlers") or []):
+        if isinstance(handler, dict) and handler.get("output_transform") == TRACKED_LOSS:
+            item = parser.ref_resolver.get_item(f"train::handlers::{index}::output_transform")
+            item.update_config("$lambda output: (output[0] if isinstance(output, list) else output)['loss']")
 
 
 def _defined_config(root: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medvol.bundle.quick_check import warn_of_headers
+from medvol.data.processes import in_turn, is_first
 from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits, fold_splits
 from medvol.data.table import Study, Task, items, require_features, require_images, require_task, write_table
@@ -170,7 +172,8 @@ def segmentation_study(
         study = open_study(str(dataset_dir), label_column=label_column)
     else:
         logger.info("No --dataset_dir: using a synthetic cohort, organs of a small body, in %s", output_dir)
-        study = open_study(str(segmentation_cohort(Path(output_dir) / COHORT_FOLDER)))
+        with in_turn():
+            study = open_study(str(segmentation_cohort(Path(output_dir) / COHORT_FOLDER)))
     require_task(study, "segmentation")
     require_images(study)
     if split == "fractions":
@@ -234,7 +237,9 @@ def cases_of(study: Study, split: str) -> list[dict[str, Any]]:
 def _recorded(study: Study, output_dir: str | Path) -> Study:
     for note in study.notes:
         logger.info("%s", note)
-    write_table(study, Path(output_dir) / TABLE_FILE)
+    warn_of_headers(study)
+    if is_first():
+        write_table(study, Path(output_dir) / TABLE_FILE)
     logger.info("%s", describe(study))
     return study
 
@@ -259,4 +264,5 @@ def _opened(dataset_dir: str, output_dir: str | Path, layout: str, **options: An
 
 def _synthetic_cohort(folder: Path, layout: str) -> str:
     logger.info("No --dataset_dir: using a synthetic cohort, vessels with and without an aneurysm, in %s", folder)
-    return str(classification_cohort(folder, layout=layout))
+    with in_turn():
+        return str(classification_cohort(folder, layout=layout))

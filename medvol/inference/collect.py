@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import EpochMetric
+from ignite.metrics import Metric
 from monai.engines.utils import IterationEvents
 
+from medvol.data.processes import gathered
 from medvol.metrics.classification import auc
 
 
@@ -68,6 +69,13 @@ class CollectPredictions:
             self._rows.append((item["case"], item["patient"], None if label is None else int(label)))
             self._probabilities.append(torch.as_tensor(output["pred"]).float().cpu().numpy().astype(np.float64))
 
+    def absorb(self, others: Sequence[CollectPredictions]) -> None:
+        """Add what the collectors of other processes have, after the own."""
+        for other in others:
+            self._rows += other._rows
+            self._logits += other._logits
+            self._probabilities += other._probabilities
+
     def result(self) -> Predictions:
         """Return everything collected in the last run."""
         labels = [label for _, _, label in self._rows]
@@ -81,23 +89,53 @@ class CollectPredictions:
         )
 
 
-def validation_auc() -> EpochMetric:
+@final
+class CaseMetric(Metric):
+    """An ignite metric of all cases together, with their probabilities (n, classes) and labels (n,).
+
+    ignite's EpochMetric expects equally many cases in every process; here each process brings what it has.
+
+    Args:
+        compute_of_all: The number, of probabilities and labels.
+    """
+
+    def __init__(self, compute_of_all: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
+        self._compute_of_all = compute_of_all
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        super().__init__(output_transform=_stack_outputs)
+
+    def reset(self) -> None:
+        """Forget an earlier run."""
+        self._parts = []
+
+    def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Take the cases of a batch."""
+        self._parts.append(output)
+
+    def compute(self) -> float:
+        """Return the metric, the same in every process."""
+        parts = [part for parts in gathered(self._parts) for part in parts]
+        probabilities, labels = (torch.cat(list(one)) for one in zip(*parts, strict=True))
+        return self._compute_of_all(probabilities, labels)
+
+
+def validation_auc() -> CaseMetric:
     """Return the ignite metric `auc` (macro one-vs-rest when multi-class) over decollated outputs."""
 
     def compute(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
         return float(auc(labels.numpy().astype(int), probabilities.numpy().astype(float)))
 
-    return EpochMetric(compute, output_transform=_stack_outputs, check_compute_fn=False)
+    return CaseMetric(compute)
 
 
-def validation_log_likelihood() -> EpochMetric:
+def validation_log_likelihood() -> CaseMetric:
     """Return the ignite metric of the mean log-likelihood of the true class: higher is better."""
 
     def compute(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
         chosen = probabilities.gather(1, labels.long()[:, None])
         return float(chosen.clamp_min(1e-7).log().mean())
 
-    return EpochMetric(compute, output_transform=_stack_outputs, check_compute_fn=False)
+    return CaseMetric(compute)
 
 
 def _stack_outputs(outputs: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

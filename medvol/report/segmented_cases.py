@@ -123,6 +123,15 @@ class SegmentedCases:
         """Note a case that could not be read or predicted."""
         self.failures.append(refusal)
 
+    def absorb(self, others: Sequence[SegmentedCases]) -> None:
+        """Add the cases of other processes, after the own."""
+        for other in others:
+            self.rows += other.rows
+            self.failures += other.failures
+            self.without_geometry += other.without_geometry
+            self._views |= {len(self._dice) + index: views for index, views in other._views.items()}
+            self._dice += other._dice
+
     def shown(self) -> list[tuple[str, CaseViews]]:
         """Return heading and slices of the best, the median and the worst case by mean Dice; fewer of fewer cases.
 

@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from medvol.data.processes import gathered, is_first, process_count, process_rank
 from medvol.errors import MedvolError, require_choice
 from medvol.inference.record import ModelRecord, save_model
 from medvol.io.atomic import write_atomically
@@ -69,6 +70,8 @@ class SaveModel:
     def __call__(self, engine: Engine) -> None:
         """Save when this epoch's weights are the ones to keep."""
         epoch = engine.state.epoch
+        if not is_first():
+            return
         if self.keep == "best" and self.validator.state.best_metric_epoch != epoch:
             return
         metrics = {name: _number(value) for name, value in self.validator.state.metrics.items()}
@@ -97,7 +100,10 @@ class SaveState:
     def __call__(self, engine: Engine) -> None:
         """Write the state."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "rng": torch.get_rng_state()}
+        rng = torch.stack(gathered(torch.get_rng_state()))  # a row for each process
+        progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "rng": rng}
+        if not is_first():
+            return
         write_atomically(self.path, lambda stream: torch.save({**state, "progress": progress}, stream))
 
 
@@ -134,6 +140,9 @@ class ResumeState:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             progress = state["progress"]
             _require_same_length(progress, engine)
+            rng = progress["rng"].reshape(-1, progress["rng"].shape[-1])
+            if len(rng) != process_count():
+                raise ValueError(f"a run in {len(rng)} processes, now {process_count()}")
             for name, part in self.parts.items():
                 _require_same_schedule(state[name], part)
                 part.load_state_dict(state[name])
@@ -145,7 +154,7 @@ class ResumeState:
                 expected="the checkpoint of a run with the same options",
                 fix="repeat the options of the first run, or pass --resume False",
             ) from error
-        torch.set_rng_state(progress["rng"])
+        torch.set_rng_state(rng[process_rank()])
         engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
         logger.info("Resumed after epoch %d of %d", engine.state.epoch, engine.state.max_epochs or 0)
 

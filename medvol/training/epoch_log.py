@@ -12,10 +12,11 @@ from typing import Any, final
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Accuracy, EpochMetric
+from ignite.metrics import Accuracy
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from medvol.inference.collect import CaseMetric
 from medvol.training.handlers import TrainingHistory
 from medvol.transforms.classes import class_probabilities
 
@@ -39,13 +40,13 @@ def validation_accuracy() -> Accuracy:
     return Accuracy(output_transform=_stacked)
 
 
-def validation_loss() -> EpochMetric:
+def validation_loss() -> CaseMetric:
     """Return the ignite metric of the mean cross-entropy of the postprocessed probabilities."""
 
     def compute(probabilities: Tensor, labels: Tensor) -> float:
         return float(-probabilities.gather(1, labels[:, None]).clamp_min(1e-7).log().mean())
 
-    return EpochMetric(compute, output_transform=_stacked, check_compute_fn=False)
+    return CaseMetric(compute)
 
 
 @final

@@ -10,6 +10,7 @@ import csv
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -22,9 +23,17 @@ from tqdm import tqdm
 
 from medvol.data.loading import EpochShuffle
 from medvol.data.patches import ClassPatches
+from medvol.data.processes import is_first, process_count, process_rank
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_text
-from medvol.transforms.augment import AugmentRanges, apply_augmentation, apply_to_labels, draw_augmentation
+from medvol.training.distributed import average_buffers, mean_over_processes
+from medvol.transforms.augment import (
+    AugmentDraw,
+    AugmentRanges,
+    apply_augmentation,
+    apply_to_labels,
+    draw_augmentation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +42,8 @@ logger = logging.getLogger(__name__)
 class AugmentBatch:
     """Change each training batch as a whole, on the device, before the network sees it; masks move with their images.
 
-    The draw depends on seed and iteration alone: the same for any number of workers, and after a resume.
+    The draw depends on seed and iteration alone: the same for any number of workers, and after a resume. Of several
+    processes each draws for the batches of all and takes its part; the field of the noise is its own.
 
     Args:
         ranges: How far each property may change.
@@ -62,10 +72,22 @@ class AugmentBatch:
         """Replace the image of the current batch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + engine.state.iteration)
         batch = engine.state.batch
-        draw = draw_augmentation(batch["image"].shape, self.ranges, self.extent_mm, generator)
+        count, *rest = batch["image"].shape
+        draw = draw_augmentation((count * process_count(), *rest), self.ranges, self.extent_mm, generator)
+        draw = _own_rows(draw, count)
         batch["image"] = apply_augmentation(batch["image"], draw)
         if "label" in batch and batch["label"].dim() == batch["image"].dim():
             batch["label"] = apply_to_labels(batch["label"], draw, self.mirror_pairs)
+
+
+def _own_rows(draw: AugmentDraw, count: int) -> AugmentDraw:
+    """Return what was drawn for the cases of this process."""
+    if process_count() == 1:
+        return draw
+    rows = slice(process_rank() * count, (process_rank() + 1) * count)
+    values = {one.name: getattr(draw, one.name) for one in fields(draw)}
+    own = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(draw, **own, noise_seed=draw.noise_seed + process_rank())
 
 
 @final
@@ -163,12 +185,17 @@ class AverageWeights:
         self.network = network
 
     def attach(self, engine: Engine) -> None:
-        """Hook into the end of each iteration."""
+        """Hook into the end of each iteration, and of each epoch for the statistics of several processes."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.share_statistics)
 
     def __call__(self, engine: Engine) -> None:
         """Move the average towards the current weights."""
         self.averaged.update_parameters(self.network)
+
+    def share_statistics(self, engine: Engine) -> None:
+        """Take the mean of the running statistics over the processes; the weights are equal in all."""
+        average_buffers(self.network, self.averaged.module)
 
 
 @final
@@ -241,7 +268,7 @@ class TrainingHistory:
             initial=engine.state.epoch,
             desc="Training",
             unit="epoch",
-            disable=not self.show_progress,
+            disable=not self.show_progress or not is_first(),
         )
 
     def add_loss(self, engine: Engine) -> None:
@@ -253,7 +280,7 @@ class TrainingHistory:
 
     def add_row(self, engine: Engine) -> None:
         """Close an epoch."""
-        loss = sum(self._losses) / max(1, len(self._losses))
+        loss = mean_over_processes(sum(self._losses) / max(1, len(self._losses)))
         self._losses.clear()
         # With validation every n-th epoch the metrics in between are those of an earlier one.
         validated = self.validator.state.metrics if self.validator.state.epoch == engine.state.epoch else {}
@@ -266,7 +293,7 @@ class TrainingHistory:
         self.rows.append({"epoch": engine.state.epoch, "train_loss": loss, "learning_rate": rate, **metrics})
         self._bar.set_postfix({"loss": f"{loss:.3f}", **{name: f"{value:.3f}" for name, value in metrics.items()}})
         self._bar.update()
-        if self.path is not None:
+        if self.path is not None and is_first():
             write_history(self.path, self.rows)
 
     def close(self, engine: Engine) -> None:
