@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,6 +26,10 @@ _BY_IMAGECODECS = {
     **dict.fromkeys(_JPEG_LS, "jpegls"),
     **dict.fromkeys(_JPEG_2000, "jpeg2k"),
 }
+
+
+_J2K_START = b"\xff\x4f\xff\x51"  # start of the codestream, then its size
+_JPEG_FRAMES = {*range(0xFFC0, 0xFFD0), 0xFFF7} - {0xFFC4, 0xFFC8, 0xFFCC}  # of DCT, lossless and JPEG-LS
 
 
 def codec_problem(one: SliceHeader) -> MedvolError | None:
@@ -104,12 +109,37 @@ def decode_frame(frame: bytes, one: SliceHeader) -> npt.NDArray[Any]:
     """Return the stored values of one compressed frame, shape (row, column), without holding Python's lock.
 
     Raises:
+        ValueError: When the frame is of another size than the header says; before any memory is taken for it.
         Exception: Whatever the decoder raises on damaged data.
     """
+    if (stated := stated_size(frame)) is not None and stated != one.size:
+        raise ValueError("another size than the header's")
     decode: Callable[[bytes], npt.NDArray[Any]] = getattr(
         import_module("imagecodecs"), f"{_BY_IMAGECODECS[one.syntax]}_decode"
     )
     return extract_bits(decode(frame), one.stored)
+
+
+def stated_size(frame: bytes) -> tuple[int, int] | None:
+    """Return rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream states; None when they are not found.
+
+    Decoders take memory for whatever a stream states, and a stream of a few kilobytes may state gigabytes.
+    """
+    at = frame.find(_J2K_START, 0, 200)
+    try:
+        if at >= 0:
+            right, lower, left, upper = struct.unpack_from(">4I", frame, at + 8)
+            return lower - upper, right - left
+        at = 2
+        while frame[:2] == b"\xff\xd8":
+            mark, length = struct.unpack_from(">HH", frame, at)
+            if mark in _JPEG_FRAMES:
+                rows, columns = struct.unpack_from(">HH", frame, at + 5)
+                return (rows, columns) if rows else None
+            at += 2 + length
+    except struct.error:
+        pass
+    return None
 
 
 def extract_bits(values: npt.NDArray[Any], stored: Stored) -> npt.NDArray[Any]:

@@ -181,8 +181,9 @@ def _require_one_contrast(slices: Slices) -> None:
     Raises:
         MedvolError: `MIXED_SERIES`.
     """
+    tags = [dict(one.tags) for one in slices]
     for name in CONTRAST_TAGS:
-        values = sorted({value for one in slices if (value := dict(one.tags).get(name))}, key=_sort_key)
+        values = sorted({value for one in tags if (value := one.get(name))}, key=_sort_key)
         if len(values) > 1 and not _are_near(values):
             raise MedvolError(
                 "MIXED_SERIES",

@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from medvol.errors import MedvolError
 from medvol.geometry import apply_affine
-from medvol.io import ReadOptions, dicom_file, read_volume
+from medvol.io import ReadOptions, dicom_file, dicom_series, read_volume
 from medvol.io.dicom_series import list_series, read_series
 
 
@@ -539,6 +539,19 @@ def test_more_than_the_limit_is_refused_before_decoding(tmp_path, voxels, write_
     write_series(tmp_path, voxels)
     with refused("TOO_LARGE"):
         read_series(tmp_path, options=ReadOptions(max_bytes=1007))
+
+
+def test_a_file_that_vanishes_before_its_pixels_are_read_is_named(tmp_path, voxels, write_series, refused, monkeypatch):
+    files = write_series(tmp_path, voxels)
+    read = dicom_series.read_stack
+
+    def late(slices, pad_to):
+        files[5].unlink()
+        return read(slices, pad_to)
+
+    monkeypatch.setattr(dicom_series, "read_stack", late)
+    with refused("CANNOT_READ", files[5].name):
+        read_volume(tmp_path)
 
 
 def test_a_missing_folder_is_refused(refused):

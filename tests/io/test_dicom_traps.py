@@ -29,7 +29,7 @@ from pydicom.uid import (
 from medvol.errors import MedvolError
 from medvol.geometry import apply_affine
 from medvol.io import ReadOptions, read_volume
-from medvol.io.dicom_codecs import codec_problem, extract_bits
+from medvol.io.dicom_codecs import codec_problem, extract_bits, stated_size
 from medvol.io.dicom_header import read_slice_headers
 from medvol.io.dicom_series import list_series
 from medvol.io.dicom_stored import Stored
@@ -1346,6 +1346,23 @@ def test_compressed_frames_are_decoded_by_imagecodecs_as_they_were_encoded(maker
 
     maker.plain(edit, syntax=syntax)
     np.testing.assert_array_equal(read_volume(maker.folder).array, maker.voxels)
+
+
+@pytest.mark.parametrize("name", ["jpegls", "jpeg2k", "ljpeg", "jpeg"])
+def test_a_stream_that_states_another_size_is_refused_before_it_is_decoded(maker, refused, monkeypatch, name):
+    imagecodecs = pytest.importorskip("imagecodecs", reason="the extra 'codecs' is not installed")
+    number = {"jpegls": 80, "jpeg2k": 90, "ljpeg": 70, "jpeg": 51}[name]
+
+    def edit(dataset, index):
+        stored = np.zeros((40, 30), np.uint8 if name == "jpeg" else np.uint16)
+        dataset.PixelData = pydicom.encaps.encapsulate([getattr(imagecodecs, f"{name}_encode")(stored)])
+        dataset["PixelData"].is_undefined_length = True
+        assert stated_size(next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))) == (40, 30)
+
+    maker.plain(edit, syntax=pydicom.uid.UID(f"1.2.840.10008.1.2.4.{number}"))
+    monkeypatch.setattr(imagecodecs, f"{name}_decode", lambda frame: pytest.fail("decoded"))
+    with refused("BAD_DICOM"):
+        read_volume(maker.folder)
 
 
 def test_a_compression_that_nothing_decodes_is_refused_by_the_header_alone(maker, monkeypatch):
