@@ -102,8 +102,7 @@ def is_unknown(tag: int) -> bool:
     """Tell whether an attribute has no place in an object: private, in no dictionary, of an overlay or a curve."""
     from pydicom.datadict import dictionary_has_tag
 
-    group = tag >> 16
-    return bool(group % 2 or group < 8 or not tag & 0xFFFF or not dictionary_has_tag(tag))
+    return tag >> 16 < 8 or not tag & 0xFFFF or not dictionary_has_tag(tag)
 
 
 def is_registered(uid: str) -> bool:

@@ -431,10 +431,16 @@ def test_texts_in_any_character_set_come_out_in_utf8(tmp_path, voxels, write_ser
         dataset.PatientName = "SECRETX^Tarou=山田^太郎"
         dataset.Manufacturer, dataset.StationName = "山本製作所", "山田"
         dataset.ManufacturerModelName = "山田 1号"
+        item = Dataset()
+        item.SpecificCharacterSet, item.Manufacturer = "ISO_IR 100", "Müller"
+        dataset.ContributingEquipmentSequence = [item]
 
     (path,) = write_series(tmp_path / "in", voxels[..., :1], edit=edit)
     result, dataset = deid(path)
     assert dataset.Manufacturer == "山本製作所"
+    assert dataset.SpecificCharacterSet == "ISO_IR 192"
+    assert "山本製作所".encode() in result.data
+    assert dataset.ContributingEquipmentSequence[0].Manufacturer == "Müller"
     assert "山田".encode() not in result.data
     assert "山田".encode("iso2022_jp")[3:7] not in result.data
 
