@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydicom.uid import EnhancedCTImageStorage
 
 from medvol.errors import MedvolError
 from medvol.io.dicom_rle import encode_frame
+from medvol.io.dicom_series import list_series
 from medvol.io.dicom_source import dicom_source, on_source_grid
 from medvol.io.dicom_write_seg import KINDS, Algorithm, write_segmentation
 from medvol.io.labels import read_label, read_label_channels
@@ -299,6 +301,13 @@ def test_a_source_without_identifiers_or_of_another_format_is_refused(tmp_path, 
         dicom_source(tmp_path / "a.npy")
 
 
+def test_without_highdicom_the_extra_that_brings_it_is_named(write, image, truth, refused, monkeypatch):
+    affine = read_volume(image).affine
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with refused("NEED_PACKAGE", "medvol-monai[dicom]"):
+        write(truth, affine, image)
+
+
 def test_an_older_file_stays_when_the_new_one_is_refused(write, image, truth):
     affine = read_volume(image).affine
     before = write(truth, affine, image).read_bytes()
@@ -375,3 +384,39 @@ def test_more_than_255_structures_take_16_bits(tmp_path, write, image):
     path = tmp_path / "seg.dcm"
     write_segmentation(path, labels, affine, source, structures, algorithm=ALGORITHM)
     np.testing.assert_array_equal(read_label(path, image).volume.array, labels)
+
+
+def test_of_the_source_only_what_describes_patient_and_study_is_taken_over(
+    tmp_path, write, write_series, voxels, truth
+):
+    private = ("OperatorsName", "SeriesDescription", "ProtocolName", "ImageComments", "PerformingPhysicianName")
+
+    def plant(dataset, index):
+        for name in (*private, "PatientComments", "StudyDescription"):
+            setattr(dataset, name, "SECRETY^x")
+        dataset.add_new(0x00091001, "LO", "SECRETY")
+
+    write_series(tmp_path / "ct", voxels, edit=plant)
+    dataset = dcmread(write(truth, read_volume(tmp_path / "ct").affine, tmp_path / "ct"))
+    telling = {element.keyword for element in dataset.iterall() if "SECRETY" in str(element.value)[:200]}
+    assert telling == {"PatientComments", "StudyDescription"}
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("folder", ["mr_dicom_studies", "dcm_qa_enh"])
+def test_real_series_get_their_labels_back(data_folder, write, folder):
+    if not (data_folder / folder).is_dir():
+        pytest.skip(f"{folder} is absent")
+    references = [
+        f"{data_folder / folder}#{fragment}"
+        for series in list_series(data_folder / folder)
+        for fragment, _ in series.volumes[:1]
+    ]
+    assert references
+    for reference in references[:2]:
+        volume = read_volume(reference)
+        labels = np.digitize(volume.array, np.quantile(volume.array, [0.6, 0.8, 0.95])).astype(np.uint8)
+        labels[:, :, ::3] = 0
+        path = write(labels, volume.affine, reference, kind="binary")
+        np.testing.assert_array_equal(read_label(path, reference).volume.array, labels)
+        assert errors_of(path) == []
