@@ -231,8 +231,7 @@ def test_refusals_quote_no_text_of_a_header(damaged, tmp_path, command):
     words = ("predict", "unet_segmentation", folder, "-o", out / "p", "--precision", "float32")
     assert command(*words)[0] == 3
     assert len((out / "p" / "predictions.csv").read_text().splitlines()) > 3
-    for kind in ("cut", "slope", "position", "class"):
-        command("predict", "unet_segmentation", folder / kind, "-o", out / kind)
+    assert command("predict", "unet_segmentation", folder / "slope", "-o", out / "one")[0] == 1
     assert leaks(out) == set()
 
 
