@@ -59,8 +59,10 @@ class FusionNet(nn.Module):
             covariates: Shape (batch, in_features); a row with nan is not known. None: no row is.
             has_image: Shape (batch,), 0 where a case has no image. None: all have one.
         """
-        batch = len(image)
-        seen = torch.ones(batch, dtype=torch.bool, device=image.device) if has_image is None else has_image.bool()
+        batch = image.shape[0]
+        seen = (
+            torch.ones(batch, dtype=torch.bool, device=image.device) if has_image is None else has_image.to(torch.bool)
+        )
         known = torch.zeros_like(seen) if covariates is None else ~covariates.isnan().any(dim=1)
         features = self.encoder(image) if has_image is None else self._image_features(image, seen)
         row = self.no_covariates.expand(batch, -1)
