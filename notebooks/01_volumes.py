@@ -65,7 +65,8 @@ print(f"counted {phantom.mask.array.sum() * voxel_ml:.2f} ml, 4/3 pi r^3 = {phan
 # %%
 patient = body()
 print("orientation of the voxel axes:", nib.aff2axcodes(patient.image.affine))
-print({name: value for name, value in patient.answer.items() if "side" in name or "ml" in name})
+for organ, side in patient.answer["side"].items():
+    print(f"{organ:7}{patient.answer['volume_ml'][organ]:6.2f} ml, {side}")
 
 # %% [markdown]
 # `view` turns any volume so that this holds, in millimetres, with the letters of the patient's sides. In Jupyter its

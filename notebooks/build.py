@@ -56,7 +56,9 @@ def with_palette(encoded: str) -> str:
     """Return a PNG, base64 in and out, with at most 256 colours; the given one where that is smaller."""
     stream = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(stream, format="png", optimize=True)
+    # The default of Pillow drops rare colours, which the outlines of masks are.
+    reduced = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    reduced.save(stream, format="png", optimize=True)
     smaller = base64.b64encode(stream.getvalue()).decode("ascii")
     return min(smaller, encoded.replace("\n", ""), key=len)
 
