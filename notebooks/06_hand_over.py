@@ -44,15 +44,19 @@ plt.show()
 #
 # `medvol new` looks at the study, chooses a network or takes the one you name, and writes a folder of your own. It
 # prints what it inferred: read it, this is where a wrong column or a wrong class is noticed.
+#
+# `--relative` keeps the place of the study relative to the bundle; without it the configuration shows a path of your
+# disk to whoever gets it.
 
 # %%
-options = "--bundle cnn2d_classification --classes vessel aneurysm --authors 'Department of Radiology'"
+options = "--bundle cnn2d_classification --classes vessel aneurysm --authors 'Department of Radiology' --relative"
 medvol(f"new aneurysm_classification slices/cases.csv {options}", lines=30)
 
 # %% [markdown]
 # ## Train and measure it
 #
-# `--model_dir` puts the weights into the bundle, where whoever gets it looks for them.
+# `--model_dir` puts the weights into the bundle, where whoever gets it looks for them. After seconds of training the
+# model is weak; here it is about handing it over, and its numbers, good or bad, belong to it.
 
 # %%
 weights = "--model_dir aneurysm_classification/models"
