@@ -5,7 +5,8 @@
 
 The series is a phantom with noise of 20 HU, generated once per syntax and warm in the page cache. Every read runs in a
 process of its own, so that peak memory is its own; imports are not counted. Rounds are interleaved, so that a busy
-machine slows all loaders alike; ratios are of the minima; processor time counts all threads. The floor reads the bytes of all files and copies them once.
+machine slows all loaders alike; ratios are of the minima; processor time counts all threads. The floor reads the bytes
+of all files and copies them once.
 """
 
 from __future__ import annotations
