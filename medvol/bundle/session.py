@@ -119,6 +119,8 @@ def check_options(config: dict[str, Any], defined: Sequence[dict[str, Any]]) -> 
             )
     if "save_execute_config" in config:  # of `--tracking`, which adds ids of its own to the configuration
         defined = [*defined, *(one["configs"] for one in DEFAULT_EXP_MGMT_SETTINGS.values())]
+    if "run_name" in config:  # of MONAI's federated client, which names its runs whether or not anything tracks them
+        defined = [*defined, {"run_name": ""}]
     for path, known in _unknown_ids(config, defined):
         *parents, name = path
         raise MedvolError(
