@@ -37,7 +37,7 @@ def by_structure(run: RunFiles) -> str:
         "Invented: cases without it in which some was."
     )
     dice = {name: [float(row[f"dice_{name}"]) for row in run.predictions] for name in structures[:MOST_STRIPS]}
-    drawn = strips("Dice of every case", dice, Axis("Dice; line: median, band: middle half", 0.0, 1.0))
+    drawn = strips("Dice of every case", dice, Axis("Dice, with median and middle half", 0.0, 1.0))
     return paragraph(says) + table(head, rows) + f'<div class="grid">{drawn}</div>' + _lesions(run)
 
 
