@@ -208,14 +208,23 @@ def _running_config() -> dict[str, Any]:
 
 
 def _track_whole_batches() -> None:
-    """Let the handler of `--tracking mlflow` read the loss of a batch that is not split into cases, as ours are not."""
+    """Let the handler of `--tracking mlflow` read what a bundle gives it.
+
+    It expects a batch split into cases, and ours are not, and an `output_dir` that is an expression: of a plain one
+    MONAI makes a file name with a plus in it, and the configuration would not be kept.
+    """
     parser = _running_parser()
     if parser is None:
         return
     for index, handler in enumerate(parser.get("train#handlers") or []):
-        if isinstance(handler, dict) and handler.get("output_transform") == TRACKED_LOSS:
-            item = parser.ref_resolver.get_item(f"train::handlers::{index}::output_transform")
-            item.update_config("$lambda output: (output[0] if isinstance(output, list) else output)['loss']")
+        if not isinstance(handler, dict) or handler.get("output_transform") != TRACKED_LOSS:
+            continue
+        place = f"train::handlers::{index}"
+        loss, whole = parser.ref_resolver.get_item(f"{place}::output_transform"), parser.ref_resolver.get_item(place)
+        loss.update_config("$lambda output: (output[0] if isinstance(output, list) else output)['loss']")
+        folder, _, name = str(parser["save_execute_config"]).rpartition(" + '/")
+        if folder and not folder.startswith("$"):
+            whole.update_config({**whole.get_config(), "artifacts": str(Path(folder) / name.rstrip("'"))})
 
 
 def _defined_config(root: Path) -> list[dict[str, Any]]:

@@ -214,3 +214,31 @@ def test_early_stop_ends_a_training_that_no_longer_improves(tmp_path, tables, bu
     assert epochs < 9
     record = json.loads((tmp_path / "models" / "model.json").read_text())
     assert record["training"]["epoch"] == epochs - 3
+
+
+@pytest.mark.parametrize("name", ["mlp_tabular_classification", "unet_segmentation", "vit2d_classification"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::FutureWarning:mlflow")
+def test_mlflow_keeps_metrics_parameters_and_configuration_in_a_local_file(name, tmp_path, tables, bundle_run):
+    pytest.importorskip("mlflow", reason="needs mlflow")
+    pytest.importorskip("sqlalchemy", reason="mlflow's local store needs sqlalchemy and alembic")
+    from mlflow import MlflowClient
+
+    options = {**SMALL[name], **QUIET, "val_interval": 1, "model_dir": str(tmp_path / "models"), "tracking": "mlflow"}
+    bundle_run(ROOT / name, ["train"], tmp_path, dataset_dir=str(tables[name][0]), **options)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
+    (experiment,) = (one for one in client.search_experiments() if one.name == "monai_experiment")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["max_epochs"] == "1"
+    assert {"train_loss", "lr_group_0", "dice" if "segmentation" in name else "auc"} <= set(run.data.metrics)
+    (artifact,) = client.list_artifacts(run.info.run_id)
+    assert artifact.path.startswith("config_")
+    assert artifact.path.endswith(".json")
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)
+
+
+def test_an_option_of_the_tracking_is_refused_without_it(tmp_path, tables, bundle_run):
+    name = "mlp_tabular_classification"
+    with pytest.raises(Exception) as error:  # noqa: PT011 - MONAI wraps what an expression raises
+        bundle_run(ROOT / name, ["train"], tmp_path, dataset_dir=str(tables[name][0]), experiment_name="x")
+    assert "UNKNOWN_OPTION: --experiment_name" in refused(error)
