@@ -45,6 +45,8 @@ bench: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/bench_segmentation.py
 	$(BIN)/python tests/benchmarks/bench_inference.py
 	$(BIN)/python tests/benchmarks/bench_metrics.py
+	$(BIN)/python tests/benchmarks/bench_dicom.py
+	$(BIN)/python tests/benchmarks/bench_dicom_write.py
 	$(BIN)/python tests/benchmarks/bench_keras.py
 
 ## make notebooks  execute the notebooks and write them as .ipynb with their outputs; a few minutes
