@@ -146,17 +146,15 @@ print(f"{len(both)} cases, largest difference {np.abs(both.home - both.elsewhere
 both.head(4)
 
 # %% [markdown]
-# Who works with MONAI in Python gets the network with its weights in one line, from within the bundle's folder.
+# Who works with MONAI in Python takes the network from the bundle's configuration and lets MONAI load its weights.
 
 # %%
-import os
+from monai.bundle import ConfigParser, load
 
-from monai.bundle import load
-
-before = Path.cwd()
-os.chdir(theirs)
-network = load(bundle.name, bundle_dir="..", workflow_type="inference", device="cpu")
-os.chdir(before)
+parser = ConfigParser()
+parser.read_config(str(theirs / "configs" / "inference.json"))
+parser["bundle_root"] = str(theirs)
+network = load(bundle.name, model=parser.get_parsed_content("network_def"), bundle_dir="elsewhere", device="cpu")
 print(type(network).__name__, f"{sum(values.numel() for values in network.parameters()):,} parameters")
 
 # %% [markdown]

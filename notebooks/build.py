@@ -56,8 +56,8 @@ def with_palette(encoded: str) -> str:
     """Return a PNG, base64 in and out, with at most 256 colours; the given one where that is smaller."""
     stream = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    # The default of Pillow drops rare colours, which the outlines of masks are.
-    reduced = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    # Pillow's default drops rare colours, which the outlines of masks are; k-means keeps greys grey.
+    reduced = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
     reduced.save(stream, format="png", optimize=True)
     smaller = base64.b64encode(stream.getvalue()).decode("ascii")
     return min(smaller, encoded.replace("\n", ""), key=len)
