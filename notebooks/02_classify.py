@@ -161,6 +161,7 @@ sick = predicted[predicted.label == "aneurysm"]
 sick.plot.scatter("bulge_mm", "prob_aneurysm", label="aneurysm", color="C1", marker="^", ax=axes)
 axes.axhline(0.5, color="grey", linestyle=":")
 axes.set(xlabel="true radius of the bulge (mm)", ylabel="probability of aneurysm", ylim=(-0.03, 1.03))
+axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
@@ -197,8 +198,8 @@ for panes, (method, heat) in zip(rows, maps.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# Here occlusion marks the bulge, while Grad-CAM lies partly beside it: its map has few positions along each axis, and
-# the network was trained for seconds. Whoever had looked at one of the two alone would have told another story.
+# Read no more into it than its coarseness allows. If the two disagree, believe neither. The black rim was added to
+# bring the scan to the network's size.
 #
 # All of this stands in one file, `out/report.html`, which opens in any browser and can be sent by mail.
 #
