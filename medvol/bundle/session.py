@@ -64,6 +64,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
             configuration files.
     """
     sys.excepthook = _short_errors
+    _keep_to_oneself()
     if processes is not None and processes.rank > 0:
         sys.excepthook = _loud_errors
         logging.getLogger().setLevel(logging.ERROR)
@@ -200,6 +201,15 @@ def _running_parser() -> ConfigParser | None:
             return parser
         frame = frame.f_back
     return None
+
+
+def _keep_to_oneself() -> None:
+    """Stop MLflow, where it is installed, from sending what it is used for to its makers; MONAI imports it unasked."""
+    if "mlflow" in sys.modules:
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        from mlflow.telemetry import set_telemetry_client
+
+        set_telemetry_client()  # once more, now that it is told so
 
 
 def _running_config() -> dict[str, Any]:

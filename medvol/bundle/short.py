@@ -152,6 +152,9 @@ def run_bundle(command: Sequence[str]) -> None:
         Exception: Whatever the run raises; a refusal may be wrapped, see `medvol.errors.find_refusal`.
         SystemExit: With 3 when some cases could not be read.
     """
+    # MONAI imports MLflow where it is installed, which asks its makers at once what to report.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
     import fire
     from monai.bundle.scripts import run
 

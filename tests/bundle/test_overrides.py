@@ -237,6 +237,18 @@ def test_mlflow_keeps_metrics_parameters_and_configuration_in_a_local_file(name,
     assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)
 
 
+def test_a_run_reports_nothing_to_the_makers_of_mlflow(tmp_path, tables, bundle_run, monkeypatch):
+    pytest.importorskip("mlflow", reason="needs mlflow")
+    telemetry = pytest.importorskip("mlflow.telemetry.client", reason="this MLflow has no telemetry")
+    # `begin` sets it for the process; what was there before comes back.
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
+    monkeypatch.setattr(telemetry, "_MLFLOW_TELEMETRY_CLIENT", object())
+    name = "mlp_tabular_classification"
+    options = {**SMALL[name], **QUIET, "model_dir": str(tmp_path / "models")}
+    bundle_run(ROOT / name, ["train"], tmp_path, dataset_dir=str(tables[name][0]), **options)
+    assert telemetry.get_telemetry_client() is None
+
+
 def test_an_option_of_the_tracking_is_refused_without_it(tmp_path, tables, bundle_run):
     name = "mlp_tabular_classification"
     with pytest.raises(Exception) as error:  # noqa: PT011 - MONAI wraps what an expression raises
