@@ -94,8 +94,8 @@ medvol(f"train unet_segmentation study/cases.csv -o out {options}", lines=7)
 medvol("evaluate unet_segmentation study/cases.csv -o out", 25, only=" to ")
 
 # %% [markdown]
-# Intervals are over patients, as always: with a handful of test patients they are wide. And the worst case says more
-# than the mean. Prediction solid, truth dashed:
+# Each line holds the mean over the test cases and its 95 % interval, over patients, as always: with a handful of test
+# patients they are wide. And the worst case says more than the mean. Prediction solid, truth dashed:
 
 # %%
 Image("out/overlays.png", width=760)

@@ -106,13 +106,14 @@ medvol(f"new vessel_classification export {options} --exclude-columns age", line
 medvol("check vessel_classification_cases.csv")
 
 # %%
-medvol("train vessel_classification -o out --max_epochs 16", lines=3)
-medvol("evaluate vessel_classification -o out", lines=17)
+medvol("train vessel_classification -o out --max_epochs 16", only="Trained")
+medvol("evaluate vessel_classification -o out", only=" to ")
 
 # %% [markdown]
-# **Read the interval before the number.** With some fifteen test scans the AUC may be anything in a wide range: this
-# says that the pipeline runs, not that the model is good. `medvol new` proposed sixty epochs, and a study needs some
-# hundred patients per class. What each number means is the matter of `02_classify`.
+# Each line holds the value, its 95 % interval, and what the baseline reaches. **Read the interval before the
+# number.** With some fifteen test scans the AUC may be anything in a wide range: this says that the pipeline runs,
+# not that the model is good. `medvol new` proposed sixty epochs, and a study needs some hundred patients per class.
+# What each number means is the matter of `02_classify`.
 #
 # ## Predict new patients
 #
