@@ -167,10 +167,10 @@ plt.show()
 # %% [markdown]
 # ## Where did it look?
 #
-# A heat map shows which region raised the score of a class. Grad-CAM weighs the network's last features, which is
-# fast and coarse. Occlusion hides one patch after the other and watches the score. Both are hints, not proofs: they
-# show association only, they need not agree, and a map on the right spot does not make the answer right. But a map on
-# a ruler, a tube or a marker in the corner is a warning.
+# A heat map shows which region raised the score of a class. HiResCAM, a form of Grad-CAM, weighs the network's own
+# features, which is fast and coarse. Occlusion hides one patch after the other and watches the score. Both are hints,
+# not proofs: they show association only, they need not agree, and a map on the right spot does not make the answer
+# right. But a map on a ruler, a tube or a marker in the corner is a warning.
 
 # %%
 from medvol.explain.heat_maps import heat_map, occlusion
@@ -182,18 +182,19 @@ record = load_record("out/models", {})
 network = load_weights(resnet3d(1, 2), "out/models", record)
 best = predicted[predicted.label == "aneurysm"].true_class.idxmax()
 prepared = volume_preprocessing(record.facts)({"image": str(table.parent / images[best])})["image"]
-maps = {"Grad-CAM": heat_map(network, prepared, label=1).values, "occlusion": occlusion(network, prepared, label=1)}
+heat = heat_map(network, prepared, label=1)
+maps = {heat.method: heat.values, "occlusion": occlusion(network, prepared, label=1)}
 
 # %%
 from medvol.report.views import upright
 
 grey = prepared[0].numpy()
 figure, rows = plt.subplots(2, 3, figsize=(7.5, 5), layout="constrained")
-for panes, (method, heat) in zip(rows, maps.items(), strict=True):
+for panes, (method, values) in zip(rows, maps.items(), strict=True):
     for pane, (plane, axis) in zip(panes, {"axial": 2, "coronal": 1, "sagittal": 0}.items(), strict=True):
         middle = grey.shape[axis] // 2
         pane.imshow(upright(grey, axis, middle), cmap="gray", vmin=grey.min(), vmax=grey.max())
-        pane.imshow(upright(heat.numpy(), axis, middle), cmap="inferno", alpha=0.45, vmin=0, vmax=float(heat.max()))
+        pane.imshow(upright(values.numpy(), axis, middle), cmap="inferno", alpha=0.45, vmin=0, vmax=float(values.max()))
         pane.set(title=f"{plane}, {method}", xticks=[], yticks=[])
 plt.show()
 
