@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         own, further = split_options(words[1:])
         words = [words[0], *own]
-    options = _parser().parse_args(words)
+    options = parser().parse_args(words)
     options.further = further
     try:
         return options.run(options) or 0
@@ -64,18 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    command_line = argparse.ArgumentParser(
         prog="medvol",
         description="From a folder of scans and a table of cases to an honestly measured MONAI bundle.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"medvol {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command_line.add_argument("--version", action="version", version=f"medvol {__version__}")
+    commands = command_line.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
-    return parser
+    return command_line
 
 
 if __name__ == "__main__":
