@@ -6,6 +6,7 @@ that shows a path of the machine is an error. Pictures get a palette, which make
 
 import base64
 import io
+import os
 import re
 import sys
 import time
@@ -64,6 +65,9 @@ def with_palette(encoded: str) -> str:
 
 
 if __name__ == "__main__":
+    # The volumes are too small for two threads to gain, and on a busy machine threads that wait for each other cost ten
+    # times the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = sys.argv[1:]
     for path in sorted(FOLDER.glob("[0-9]*.py")):
         if not chosen or path.stem in chosen:
