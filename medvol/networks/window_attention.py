@@ -40,14 +40,14 @@ class WindowPlan:
     Args:
         voxels: Tokens per window.
         source: Token of every window row, (windows * voxels); rows of padding point at token 0.
-        padding: Rows that are padding.
+        padding: Rows that are padding; None when none are, for torch.export cannot store an empty constant.
         target: Window row of every token, (batch * tokens).
         classes: First window, end, and mask (voxels, voxels) or None of each class of windows.
     """
 
     voxels: int
     source: Tensor
-    padding: Tensor
+    padding: Tensor | None
     target: Tensor
     classes: tuple[tuple[int, int, Tensor | None], ...]
 
@@ -101,7 +101,7 @@ def _window_plan(
     return WindowPlan(
         voxels=voxels,
         source=torch.from_numpy(np.where(inside, rows, 0)).to(device),
-        padding=torch.from_numpy((~inside).nonzero()[0]).to(device),
+        padding=None if inside.all() else torch.from_numpy((~inside).nonzero()[0]).to(device),
         target=torch.from_numpy(target).to(device),
         classes=tuple(classes),
     )
@@ -175,7 +175,8 @@ def _with_mask(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _moved(tokens: Tensor, plan: WindowPlan) -> Tensor:
-    return tokens.index_select(0, plan.source).index_fill_(0, plan.padding, 0)
+    rows = tokens.index_select(0, plan.source)
+    return rows if plan.padding is None else rows.index_fill_(0, plan.padding, 0)
 
 
 class _Move(torch.autograd.Function):
@@ -203,7 +204,7 @@ class _MoveBack(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.index_select(0, ctx.plan.source).index_fill_(0, ctx.plan.padding, 0), None
+        return _moved(gradient, ctx.plan), None
 
 
 class _Attend(torch.autograd.Function):
