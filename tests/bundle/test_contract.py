@@ -194,3 +194,15 @@ def test_the_model_card_says_what_it_is_for_and_how_it_was_measured(bundle):
     for heading in ("## Data", "## Training", "## Performance", "## Commands", "## Limits"):
         assert heading in card, heading
     assert "Not for clinical use" in card
+
+
+def test_the_start_of_an_inference_needs_no_data(bundle):
+    """`monai.bundle.load` and servers start a bundle for its network alone, where there is no study."""
+    values = config(bundle, "inference")
+    open_ids, seen = references(values["initialize"]), set()
+    while open_ids:
+        name = open_ids.pop()
+        seen.add(name)
+        open_ids |= references(values.get(name)) - seen
+    assert "network_def" in seen
+    assert not seen & {"dataset", "study", "dataset_dir"}
