@@ -17,6 +17,7 @@ import numpy as np
 from monai.transforms import EnsureChannelFirstd, Orientationd, Transform
 from tqdm import tqdm
 
+from medvol.bundle.kind import kind_of
 from medvol.data.build import class_gaps
 from medvol.data.facts import Facts, Sampled, measured, read_3d, require_one_kind
 from medvol.data.fingerprint import value_counts
@@ -36,7 +37,6 @@ from medvol.transforms.preprocess import RequireVolumed
 REFUSED, WARNING = "refused", "warning"
 
 IMAGE, MASK = "image", "label"
-TRIED = 8  # cases looked at to tell images from volumes; one readable case decides
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def check_table(
     # Each missing file is named below, when it is opened.
     found.findings = [one for one in found.findings if one.refusal.code != "MISSING_FILE"]
     study = found.attempt(partial(assign_splits, study)) or study
-    kind = _kind(study)
+    kind = kind_of(study)
     steps = _steps(study, kind, resample_labels)
     for case in tqdm(study.cases, desc="Checking", unit="case", disable=not show_progress or kind == "features"):
         _check_case(case, study, kind, steps, found)
@@ -188,24 +188,6 @@ def summary(checked: CheckedStudy) -> list[str]:
         f"{checked.source}: {study.task}, {checked.kind}, {len(study.cases)} cases of {patients} patients ({counts})",
         f"{checked.opened} files opened",
     ]
-
-
-def _kind(study: Study) -> str:
-    """Return whether the cases hold volumes, 2D images or nothing but features, as the first readable case says."""
-    shown = [case for case in study.cases if case.image]
-    if not shown:
-        return "features"
-    if study.task == "segmentation":
-        return "volumes"
-    for case in shown[:TRIED]:
-        try:
-            read_case(case.case, case.image[0])
-        except MedvolError as refusal:
-            if refusal.code == "WRONG_DIMS":
-                return "volumes"
-        else:
-            return "images"
-    return "volumes"
 
 
 def _steps(study: Study, kind: str, resample_labels: bool) -> list[Transform]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medvol.bundle.kind import kind_of
 from medvol.bundle.short import find_bundle, shipped_bundles
-from medvol.data.image_facts import read_case
 from medvol.data.study import Study
 from medvol.errors import MedvolError
 
@@ -31,7 +31,6 @@ DEFAULTS = {
 """The bundle of each kind of study, and why."""
 
 FEW_CASES = 50  # in training: below it, intervals are so wide that no two networks can be told apart
-TRIED = 8  # cases looked at to tell images from volumes; one readable case decides
 
 
 @dataclass(frozen=True)
@@ -49,24 +48,6 @@ class Choice:
     kind: str
     reason: str
     others: tuple[str, ...]
-
-
-def kind_of(study: Study) -> str:
-    """Return whether the cases hold volumes, 2D images or nothing but features, as the first readable case says."""
-    shown = [case for case in study.cases if case.image]
-    if not shown:
-        return "features"
-    if study.task == "segmentation":
-        return "volumes"
-    for case in shown[:TRIED]:
-        try:
-            read_case(case.case, case.image[0])
-        except MedvolError as refusal:
-            if refusal.code == "WRONG_DIMS":
-                return "volumes"
-        else:
-            return "images"
-    return "volumes"
 
 
 def choose_bundle(study: Study, *, covariates: Sequence[str] = (), named: str = "") -> Choice:
