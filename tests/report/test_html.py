@@ -175,7 +175,7 @@ def test_a_classification_has_every_metric_with_its_interval_and_asks_nobody_for
     for words in (
         "Not for clinical use",
         "20 patients",
-        "55 ± 3.0",
+        "54.5 ± 3.0",
         "Cohort",
         "Confusion",
         "ROC",
