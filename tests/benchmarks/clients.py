@@ -9,6 +9,7 @@ a bundle before they tell it where it lies, so they are called from the bundle's
 """
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -120,6 +121,10 @@ def small_copy(bundle, place):
     made = made_small(bundle, place)
     own = make_bundle(str(place / f"own_{task}"), str(source), NewOptions(bundle=str(made), measure=False)).folder
     config = json.loads((own / "configs" / "inference.json").read_text())
+    # Random weights of the size that training will have, which a trained model's record would tell.
+    shipped = config["record"].get("shipped_network", {})
+    shipped.update({name: value for name, value in SMALL.get(bundle.name, {}).items() if name in shipped})
+    (own / "configs" / "inference.json").write_text(json.dumps(config, indent=4))
     config.update(bundle_root=str(own), model_dir=str(own / "models"))
     parser = ConfigParser(config)
     record = load_record(place / "nowhere", config["record"]["shipped"], config["record"].get("shipped_network"))
@@ -171,9 +176,9 @@ def federated(own):
     with chdir(own):
         algo = MonaiAlgo(bundle_root=str(own), local_epochs=1, send_weight_diff=False)
         algo.initialize(extra={ExtraItems.CLIENT_NAME: "here", ExtraItems.APP_ROOT: str(own)})
-        weights = algo.get_weights()
-        algo.train(data=weights, extra={})
-        report = algo.evaluate(data=algo.get_weights(), extra={})
+        # Copied, as weights are that went to a server and back; the client hands out the network's own memory.
+        algo.train(data=copy.deepcopy(algo.get_weights()), extra={})
+        report = algo.evaluate(data=copy.deepcopy(algo.get_weights()), extra={})
         algo.finalize()
     return f"{len(report.metrics)} metrics"
 
