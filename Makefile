@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	$(RUN) --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']"
 	$(RUN) --config_file $(BUNDLE)/configs/inference.json --output_dir demo/predicted
 	@echo
-	@echo "Metrics with intervals: demo/metrics.json   pictures: demo/*.png   predictions: demo/predicted/predictions.csv"
+	@echo "Report: demo/report.html   metrics with intervals: demo/metrics.json   predictions: demo/predicted/predictions.csv"
 
 ## make test       the test suite
 test: $(VENV)/installed
