@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plot,track,codecs,dicom,net,deid,export,test,notebooks]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[track,test,notebooks]'
 	touch $@
 
 ## make demo       train, evaluate and predict the main bundle on data generated locally

@@ -22,6 +22,7 @@ from medvol.data.paths import resolve, without_suffix
 from medvol.data.sources import open_study
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_text
+from medvol.io.dicom_file import dicom_errors
 from medvol.io.dicom_scan import TreeScan, scan_tree
 from medvol.io.dicom_walk import walk_header
 from medvol.io.files import walk_files
@@ -138,21 +139,21 @@ def _words(reference: str, folder: str, *names: str) -> frozenset[str]:
 def _patient_ids(folder: str) -> dict[str, str]:
     """Return the Patient ID of every series and every file, which go no further than the comparison with the table."""
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
 
     tags = ["PatientID", "SeriesInstanceUID"]
     known: dict[str, str] = {}
     for file in walk_files(Path(folder)):
         try:
-            with file.open("rb") as stream:
+            with dicom_errors(file), file.open("rb") as stream:
                 header: Any = walk_header(stream, tags)
                 if header is None:
                     header = dcmread(stream, stop_before_pixels=True, specific_tags=list(tags))
-        except (InvalidDicomError, OSError):
+                patient = str(header.get("PatientID") or "").strip()
+                series = str(header.get("SeriesInstanceUID") or "")
+        except MedvolError:
             continue  # no DICOM, or named as unreadable by the scan
-        patient = str(header.get("PatientID") or "").strip()
         known[str(file)] = patient
-        known.setdefault(str(header.get("SeriesInstanceUID") or ""), patient)
+        known.setdefault(series, patient)
     return known
 
 

@@ -21,13 +21,23 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
 @contextmanager
-def dicom_errors(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom raises into a refusal, and keep its warnings, which quote values, out of logs."""
+def no_quotes() -> Iterator[None]:
+    """Keep pydicom's warnings, which quote values of the header, out of logs."""
     logger = logging.getLogger("pydicom")  # gets every warning as well, past the filter of warnings
     was_disabled, logger.disabled = logger.disabled, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
+
+
+@contextmanager
+def dicom_errors(path: Path) -> Iterator[None]:
+    """Turn whatever pydicom raises into a refusal, without quotes."""
+    try:
+        with no_quotes():
             yield
     except MedvolError:
         raise
@@ -39,8 +49,6 @@ def dicom_errors(path: Path) -> Iterator[None]:
         raise _bad(path, error) from error
     except Exception as error:  # damage meets AttributeError, TypeError, ValueError, RecursionError, ...
         raise _bad(path, error) from error
-    finally:
-        logger.disabled = was_disabled
 
 
 def check_inflated_size(stream: BinaryIO, path: Path) -> None:

@@ -8,7 +8,6 @@ context with several of them would bind it to one. Images are written as they co
 from __future__ import annotations
 
 import socket
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from medvol.errors import MedvolError
 from medvol.io import pacs_address
+from medvol.io.dicom_file import no_quotes
 from medvol.io.pacs_address import Access, Address, tls_context
 from medvol.io.pacs_query import MANY, Answer, RemoteSeries
 from medvol.io.pacs_transfer import INSTANCE_LIMIT, Keep, Outgoing, retry
@@ -171,8 +171,7 @@ class DimsePeer:
         entity = AE(ae_title=self._access.own_title)
         entity.connection_timeout = entity.acse_timeout = min(10.0, self._access.timeout_s)
         entity.dimse_timeout = entity.network_timeout = self._access.timeout_s
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values of the images
+        with no_quotes():
             association = entity.associate(
                 self._address.host,
                 self._address.port,
@@ -242,10 +241,9 @@ class _Receiver:
             return 0xA700  # out of resources
         try:
             data = event.encoded_dataset()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with no_quotes():
                 header = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=list(_TAGS))
-            study, series, uid = (str(header.get(name, "")) for name in _TAGS)
+                study, series, uid = (str(header.get(name, "")) for name in _TAGS)
             if (study, series) == (self._remote.study, self._remote.series) and uid in self._left:
                 self._keep(uid, lambda stream: stream.write(data))
                 self._left.discard(uid)

@@ -7,7 +7,6 @@ goes on where it ended. It holds hashes alone. What was deleted in the PACS mean
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,7 +16,8 @@ from typing import final
 from tqdm import tqdm
 
 from medvol.errors import MedvolError
-from medvol.io.files import cannot_read, existing, walk_files
+from medvol.io.dicom_file import dicom_errors
+from medvol.io.files import existing, walk_files
 from medvol.io.pacs_address import Access, Address
 from medvol.io.pacs_query import is_uid
 from medvol.io.pacs_store import HIDDEN, append_journal, read_journal, short_name
@@ -134,17 +134,14 @@ def _header(path: Path) -> Outgoing | None:
     from pydicom import dcmread
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with dicom_errors(path):
             dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-        sop_class, uid, study, series, modality = (str(dataset.get(name, "")) for name in _TAGS)
-        syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-    except OSError as error:
-        if error.errno is not None:
-            raise cannot_read(path, error) from error
-        return None
-    except Exception:  # junk meets every kind of exception
-        return None
+            sop_class, uid, study, series, modality = (str(dataset.get(name, "")) for name in _TAGS)
+            syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    except MedvolError as refusal:
+        if refusal.code != "BAD_DICOM":
+            raise
+        return None  # junk
     if not all(map(is_uid, (sop_class, uid, study, series, syntax))):
         return None
     return Outgoing(path, path.stat().st_size, study, series, uid, sop_class, syntax, modality[:16])

@@ -8,7 +8,6 @@ syntax in which they are stored.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from medvol.errors import MedvolError
 from medvol.io import pacs_address
+from medvol.io.dicom_file import no_quotes
 from medvol.io.pacs_address import Access, Address, Secret
 from medvol.io.pacs_query import IMAGE, MANY, SERIES, Answer, RemoteSeries
 from medvol.io.pacs_transfer import ANSWER_LIMIT, INSTANCE_LIMIT, Keep, Outgoing, retry
@@ -174,8 +174,7 @@ class WebPeer:
         from requests import exceptions as web
 
         try:
-            with warnings.catch_warnings(), _silenced():
-                warnings.simplefilter("ignore")
+            with no_quotes(), _silenced():
                 yield
         except MedvolError:
             raise

@@ -153,3 +153,18 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data folder is absent")
     return folder.resolve()
+
+
+FRAME = "1.2.9"
+"""UID of the frame of reference that images and what is drawn on them share."""
+
+
+@pytest.fixture
+def framed_series(tmp_path: Path, voxels: np.ndarray, write_series: Callable[..., Any]) -> str:
+    """Write a CT series with a frame of reference, `FRAME`, and return its folder."""
+
+    def edit(dataset: Any, index: int) -> None:
+        dataset.FrameOfReferenceUID = FRAME
+
+    write_series(tmp_path / "ct", voxels, edit=edit)
+    return str(tmp_path / "ct")

@@ -24,6 +24,11 @@ def box(low, high, level, axis=2):
 
 
 @pytest.fixture
+def image(framed_series):
+    return framed_series
+
+
+@pytest.fixture
 def write_rt(right_affine):
     """Write contours, given in voxel indices of the image, by the name of their structure."""
 
@@ -61,15 +66,6 @@ def write_rt(right_affine):
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def image(tmp_path, voxels, write_series):
-    def edit(dataset, index):
-        dataset.FrameOfReferenceUID = FRAME
-
-    write_series(tmp_path / "ct", voxels, edit=edit)
-    return str(tmp_path / "ct")
 
 
 LIVER = [box((0.5, 1.5), (3.5, 4.5), level) for level in (2, 3, 4)]

@@ -42,6 +42,11 @@ def frame_item(matrix, level, segment):
 
 
 @pytest.fixture
+def image(framed_series):
+    return framed_series
+
+
+@pytest.fixture
 def write_seg(right_affine):
     """Write masks by segment number, each on the grid of `matrix`; planes where nothing is are left out."""
 
@@ -82,15 +87,6 @@ def write_seg(right_affine):
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def image(tmp_path, voxels, write_series):
-    def edit(dataset, index):
-        dataset.FrameOfReferenceUID = FRAME
-
-    write_series(tmp_path / "ct", voxels, edit=edit)
-    return str(tmp_path / "ct")
 
 
 @pytest.fixture

@@ -139,3 +139,13 @@ def test_a_folder_without_dicom_is_refused(send, tmp_path):
         send("a")
     with pytest.raises(MedvolError, match="NOT_FOUND"):
         send("absent")
+
+
+def test_no_log_quotes_what_stands_in_a_header(tmp_path, write, caplog):
+    (dataset, *_) = write("a")
+    changed = next(one for one in sorted((tmp_path / "a").rglob("*")) if one.is_file())
+    uid = str(dataset.StudyInstanceUID).encode()
+    # pydicom warns of a UID with letters in it, with the value, through a logger as well.
+    changed.write_bytes(changed.read_bytes().replace(uid, b"SECRET".ljust(len(uid), b"X")))
+    pacs_push.collect([tmp_path / "a"])
+    assert "SECRET" not in caplog.text
