@@ -122,7 +122,7 @@ def test_a_block_runs_as_it_stands(block, desk):
 
 @pytest.mark.parametrize("target", re.findall(r"^    make (\w+)", README, re.M))
 def test_a_target_of_the_readme_is_one_of_the_makefile(target):
-    subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=True)
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
