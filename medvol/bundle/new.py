@@ -79,6 +79,7 @@ class NewBundle:
         task: Sentences on the task.
         choice: Which bundle was copied, and why.
         numbers: Name, value and reason of each.
+        parameters: Of the network.
         notes: What was assumed of the study.
     """
 

@@ -13,12 +13,14 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from medvol.data.study import Case, Study
+from medvol.errors import MedvolError
 from medvol.geometry import Affine, same_grid
+from medvol.io.nifti import read_nifti_layout
+from medvol.io.nifti_affine import nifti_affine
+from medvol.io.options import ReadOptions
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +54,10 @@ def _findings(case: Case, study: Study) -> Iterator[str]:
     for name in names:
         try:
             grids.append(_grid(Path(name)))
-        except (OSError, ValueError, EOFError, ImageFileError) as error:
+        except (OSError, ValueError, EOFError, MedvolError) as error:
             grids.append(None)
-            yield f"case {case.case} of {case.split}: {name}: {' '.join(str(error).split())[:100]}"
+            told = error.found if isinstance(error, MedvolError) else " ".join(str(error).split())[:100]
+            yield f"case {case.case} of {case.split}: {name}: {told}"
     image, mask = (grids[0], grids[-1]) if len(names) > len(case.image) and grids else (None, None)
     if image is None or mask is None:
         return
@@ -70,7 +73,8 @@ def _grid(path: Path) -> tuple[tuple[int, ...], Affine | None] | None:
     """Return shape and affine from a file's header; None for a format that is not looked at.
 
     Raises:
-        OSError: And others of nibabel and NumPy, for a header that cannot be read.
+        MedvolError: For a NIfTI header that reading would refuse.
+        OSError: And others of NumPy, for an npy header that cannot be read.
         ValueError: For a file that is shorter than its header says.
     """
     name = path.name.lower()
@@ -78,13 +82,10 @@ def _grid(path: Path) -> tuple[tuple[int, ...], Affine | None] | None:
         return np.load(path, mmap_mode="r", allow_pickle=False).shape, None  # refuses a file that ends early
     if not name.endswith(NIFTI):
         return None
-    image = nib.load(path)
-    header = image.header
-    if name.endswith(".nii"):
-        needed = int(image.dataobj.offset) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-        if path.stat().st_size < needed:
-            raise ValueError(f"{path.stat().st_size} bytes, {needed} expected: the file ends early")
-    return tuple(header.get_data_shape()), np.asarray(image.affine, dtype=np.float64)
+    layout = read_nifti_layout(path)
+    if name.endswith(".nii") and path.stat().st_size < layout.total_bytes:
+        raise ValueError(f"{path.stat().st_size} bytes, {layout.total_bytes} expected: the file ends early")
+    return layout.shape, nifti_affine(layout.header, path, ReadOptions())[0]
 
 
 def _words(shape: tuple[int, ...]) -> str:

@@ -61,13 +61,21 @@ def check_affine_conflict(path: Path) -> None:
     Raises:
         MedvolError: `AFFINE_CONFLICT`, or what is wrong with the header.
     """
-    options = ReadOptions(max_bytes=1 << 62)
+    require_one_affine(read_nifti_layout(path).header, path)
+
+
+def read_nifti_layout(path: Path) -> Layout:
+    """Return where the voxels of a file lie; reads the header only.
+
+    Raises:
+        MedvolError: What is wrong with the header.
+    """
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
         if head[:2] == b"\x1f\x8b":
             stream.seek(0)
             head = _head_of(inflate(stream, path))[0]
-    require_one_affine(parse_layout(head, path, options).header, path)
+    return parse_layout(head, path, ReadOptions(max_bytes=1 << 62))
 
 
 def _load(path: Path, options: ReadOptions) -> tuple[Layout, _Bytes, tuple[str, ...]]:
