@@ -25,6 +25,7 @@ def fine_tuned_record(
     seeds: dict[str, int],
     pretrained: str | Path,
     network: dict[str, Any] | None = None,
+    mirror: bool = False,
 ) -> ModelRecord:
     """Return the record of a fine-tuning that begins, with its origin under `training.fine_tuned_from`.
 
@@ -37,11 +38,12 @@ def fine_tuned_record(
         seeds: Of the run.
         pretrained: The model that is started from.
         network: Numbers that decide the architecture and that a user may change.
+        mirror: Segmentation: whether predictions are averaged over mirror images.
 
     Raises:
         MedvolError: `NO_WEIGHTS`, `NOT_FOUND`, `BAD_RECORD`.
     """
-    record = new_record(study, facts, bundle=bundle, seeds=seeds, network=network)
+    record = new_record(study, facts, bundle=bundle, seeds=seeds, network=network, mirror=mirror)
     file = weights_file(pretrained)
     origin: dict[str, Any] = {"file": file.name, "sha256": file_sha256(file)}
     before = record_beside(file)

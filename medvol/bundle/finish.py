@@ -51,7 +51,13 @@ SOME_FAILED = 3
 
 
 def new_record(
-    study: Study, facts: Facts, *, bundle: str, seeds: dict[str, int], network: dict[str, Any] | None = None
+    study: Study,
+    facts: Facts,
+    *,
+    bundle: str,
+    seeds: dict[str, int],
+    network: dict[str, Any] | None = None,
+    mirror: bool = False,
 ) -> ModelRecord:
     """Return the record of a training that begins.
 
@@ -61,10 +67,13 @@ def new_record(
         bundle: Name of the bundle.
         seeds: Of the run.
         network: Numbers that decide the architecture and that a user may change.
+        mirror: Segmentation: whether predictions are averaged over mirror images.
     """
     seen = sorted({patient_digest(case.patient) for case in study.cases if case.split in ("train", "val")})
     training = {"bundle": bundle, **seeds, "data_sha256": content_hash(study)}
-    return ModelRecord(facts=facts, trained_on=tuple(seen), training=training, network=dict(network or {}))
+    return ModelRecord(
+        facts=facts, trained_on=tuple(seen), training=training, network=dict(network or {}), mirror=mirror
+    )
 
 
 def finish_training(

@@ -1,7 +1,8 @@
 """Which cleaning of predicted masks pays, decided on validation predictions, structure by structure.
 
 nnU-Net does this with the largest component over cross-validation (Isensee et al., Nat Methods 2021). Here a step must
-raise the mean Dice by more than `MARGIN` and may not harm more patients than it helps, and what was tried is returned.
+raise the mean Dice by more than `MARGIN`, help `LEAST_HELPED` patients or more and harm no more than it helps, and what
+was tried is returned.
 
 A case is reduced to the voxels of each component of the prediction and how many of them are true. Every removal can be
 judged from these two lists, exactly, so volumes are seen once, one by one, and never kept.
@@ -21,6 +22,9 @@ from medvol.transforms.components import Cleaning, Labels, Mask, components, is_
 
 MARGIN = 0.001
 """A tenth of a point of Dice; a step that gains less is not worth what it may remove from a new case."""
+
+LEAST_HELPED = 3
+"""Patients; what helped one or two may be those two's alone."""
 
 FRACTIONS = (0.1, 0.5)
 """Volumes tried, as parts of the smallest and of the median true component: well below what has to stay."""
@@ -138,12 +142,16 @@ def _best_step(
         gain = _mean_by_patient(cases, dice - base)
         helped, harmed = int((gain > 1e-9).sum()), int((gain < -1e-9).sum())
         rows.append(TriedCleaning(name, candidate, float(base.mean()), float(dice.mean()), helped, harmed))
-    passing = [row for row in rows if row.dice_after - row.dice_before > margin and row.harmed <= row.helped]
+    passing = [row for row in rows if row.dice_after - row.dice_before > margin and _is_evident(row)]
     if not passing:
         return before, rows
     # Rounding must not prefer the harsher of two candidates that do the same; the first of the best is the gentlest.
     best = max(passing, key=lambda row: round(row.dice_after, 9))
     return best.cleaning, [replace(row, chosen=row is best) for row in rows]
+
+
+def _is_evident(row: TriedCleaning) -> bool:
+    return row.helped >= max(row.harmed, LEAST_HELPED)
 
 
 def _dice(cases: Sequence[_Seen], cleaning: Cleaning) -> npt.NDArray[np.float64]:

@@ -35,6 +35,8 @@ class ModelRecord:
         training: Seeds, epochs, data hash and whatever else documents the run.
         cleaning: Segmentation: post-processing of each structure that helped on validation, by class name.
         network: Numbers that decide the architecture and that a user may change, such as `width`.
+        mirror: Segmentation: whether training was asked to average over mirror images, so that evaluation and inference
+            do as validation did.
     """
 
     facts: Facts
@@ -44,6 +46,7 @@ class ModelRecord:
     training: dict[str, Any] = field(default_factory=dict)
     cleaning: dict[str, dict[str, Any]] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    mirror: bool = False
 
     @property
     def cleanings(self) -> dict[int, Cleaning]:
@@ -77,6 +80,7 @@ def load_record(
             training=values["training"],
             cleaning=values.get("cleaning", {}),
             network=values.get("network", {}),
+            mirror=bool(values.get("mirror", False)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise MedvolError(
@@ -116,6 +120,7 @@ def write_record(model_dir: str | Path, record: ModelRecord) -> ModelRecord:
         "training": record.training,
         "cleaning": record.cleaning,
         "network": record.network,
+        "mirror": record.mirror,
     }
     write_text(Path(model_dir) / RECORD_FILE, json.dumps(values, indent=4))
     return load_record(model_dir, {})

@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medvol.errors import find_refusal
+from medvol.inference.record import ModelRecord, load_record, write_record
 from medvol.phantoms.cohort import segmentation_cohort
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +149,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(cohort, tmp_path, t
 
 
 def test_all_cases_can_be_trained_on_and_folds_be_ensembled(cohort, tmp_path, train, predict, evaluate, rows_of):
-    train(tmp_path / "all", cohort, split="all", max_epochs=1)
+    train(tmp_path / "all", cohort, split="all", max_epochs=1, mirror=True)
+    assert load_record(tmp_path / "all/models", {}).mirror
     folds = []
     for fold in (0, 1):
         # One plan for all folds, as `medvol plan` writes it; else each fold plans on its own training cases.
@@ -163,6 +165,20 @@ def test_all_cases_can_be_trained_on_and_folds_be_ensembled(cohort, tmp_path, tr
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         predict(tmp_path / "q", image, folds[0], ensemble=[folds[0], str(tmp_path / "all/models")])
     assert find_refusal(wrapped.value).code == "OTHER_STUDY"
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_model_is_applied_with_the_mirror_images_that_it_was_validated_with(bundle, trained, tmp_path):
+    facts = load_record(UNET / "models", {}).facts
+    write_record(tmp_path, ModelRecord(facts, mirror=trained, network={"width": 4, "feature_size": 12}))
+    for files in (["train", "evaluate"], ["inference"]):
+        parser = ConfigParser()
+        parser.read_config([bundle / "configs" / f"{name}.json" for name in files])
+        parser["model_dir"] = str(tmp_path)
+        assert parser.get_parsed_content("mirror") is trained
+        parser["mirror"] = not trained
+        assert parser.get_parsed_content("mirror") is not trained
 
 
 def test_masks_keep_the_values_of_the_study(cohort, tmp_path, train, predict, rows_of):

@@ -72,6 +72,13 @@ def test_specks_and_holes_together_are_both_cleaned():
     assert cleanings == {1: Cleaning(min_volume_ml=96.0, fill_holes=True)}
 
 
+@pytest.mark.parametrize(("patients", "chosen"), [(1, False), (2, False), (3, True)])
+def test_a_step_that_helped_fewer_than_three_patients_is_not_taken(patients, chosen):
+    cleanings, tried = choose_cleaning(study(speck, patients=patients), {"organ": 1})
+    assert max(row.helped for row in tried) == patients
+    assert bool(cleanings) == chosen
+
+
 def two_pieces(number):
     truth = truth_of()
     truth[16:22, 3:9, 3:9] = 1  # a second true piece of 216 voxels

@@ -19,12 +19,13 @@ def network(width=3):
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
-    written = ModelRecord(FACTS, temperature=1.5, trained_on=("ab", "cd"), training={"seed": 3})
+    written = ModelRecord(FACTS, temperature=1.5, trained_on=("ab", "cd"), training={"seed": 3}, mirror=True)
     saved = save_model(tmp_path, network(), written)
     loaded = load_record(tmp_path, {})
     assert loaded == saved
     assert loaded.facts == FACTS
     assert (loaded.temperature, loaded.trained_on, loaded.training) == (1.5, ("ab", "cd"), {"seed": 3})
+    assert loaded.mirror
     assert len(loaded.weights_sha256) == 64
 
 
