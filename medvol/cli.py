@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from medvol import __version__
-from medvol.commands import bundles, check, cohort, deid, export, new, plan, pull, push, scan, short, table
+from medvol.commands import bundles, check, cohort, compare, deid, export, new, plan, pull, push, scan, short, table
 from medvol.errors import find_refusal
 
 EPILOG = """examples:
@@ -27,12 +27,14 @@ EPILOG = """examples:
   medvol train resnet3d_classification cases.csv -o out --max_epochs 40
   medvol evaluate resnet3d_classification cases.csv -o out
   medvol predict resnet3d_classification new_scans/ -o predicted --model_dir out/models
+  medvol compare out other_out                the same cases, two models: differences with intervals
 
-The last three print the `python -m monai.bundle run` command that they stand for; any option of it may follow.
+`train`, `evaluate` and `predict` print the `python -m monai.bundle run` command that they stand for; any option of it
+may follow.
 
 Not for clinical use."""
 
-COMMANDS = (new, table, check, pull, scan, deid, push, cohort, plan, bundles, short, export)
+COMMANDS = (new, table, check, pull, scan, deid, push, cohort, plan, bundles, short, compare, export)
 """In the order of `medvol --help`."""
 
 
