@@ -22,6 +22,7 @@ from medvol.metrics.json_ready import json_ready
 from medvol.metrics.paired import paired_differences
 from medvol.metrics.statistics import bootstrap_intervals, majority_baseline
 from medvol.report import pictures
+from medvol.report.log_words import interval_text
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +157,8 @@ def metrics_table(result: Mapping[str, Any]) -> list[str]:
     lines = [head, f"  {'metric':<20}{'value':>7}   {'95 % interval':<16}{'baseline':>9}"]
     baseline = result["baseline"]["metrics"]
     for name, entry in result["metrics"].items():
-        low, high = entry["ci95"]
         lines.append(
-            f"  {name:<20}{entry['value']:>7.3f}   {f'{low:.3f} to {high:.3f}':<16}{baseline[name]['value']:>9.3f}"
+            f"  {name:<20}{entry['value']:>7.3f}   {interval_text(entry['ci95']):<16}{baseline[name]['value']:>9.3f}"
         )
     lines += _comparison_lines(result.get("comparisons", {}))
     return lines + ([result["image_value"]["sentence"]] if "image_value" in result else [])
@@ -188,7 +188,8 @@ def image_value(comparisons: Mapping[str, Any], blind: Sequence[str]) -> dict[st
         verdict = "The image is not shown to add value over the covariates alone"
     sentence = (
         f"{verdict}: AUC {area['value'] + difference['value']:.3f} with it, {area['value']:.3f} of {than} without, "
-        f"difference {difference['value']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, patients resampled)."
+        f"difference {difference['value']:+.3f} (95 % interval {interval_text((low, high), signed=True)}, "
+        "patients resampled)."
     )
     return {"than": than, "auc_difference": difference, "sentence": sentence}
 
@@ -202,9 +203,7 @@ def _comparison_lines(comparisons: Mapping[str, Any]) -> list[str]:
     for name, compared in comparisons.items():
         for metric in COMPARED:
             entry, difference = compared["metrics"][metric], compared["difference"][metric]
-            value = f"{entry['value']:.3f} ({entry['ci95'][0]:.3f} to {entry['ci95'][1]:.3f})"
-            low, high = difference["ci95"]
-            lines.append(
-                f"  {name:<{width}}  {metric:<10}{value:<25}{difference['value']:+.3f} ({low:+.3f} to {high:+.3f})"
-            )
+            value = f"{entry['value']:.3f} ({interval_text(entry['ci95'])})"
+            gain = f"{difference['value']:+.3f} ({interval_text(difference['ci95'], signed=True)})"
+            lines.append(f"  {name:<{width}}  {metric:<10}{value:<25}{gain}")
     return lines

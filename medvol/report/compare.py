@@ -19,6 +19,7 @@ from medvol.errors import MedvolError
 from medvol.metrics.paired import paired_differences
 from medvol.metrics.segmentation import SUMMARISED
 from medvol.metrics.statistics import Intervals, bootstrap_intervals, bootstrap_means, delong_test, mcnemar_test
+from medvol.report.log_words import interval_text
 
 Row = dict[str, str]
 Floats = npt.NDArray[np.float64]
@@ -68,10 +69,10 @@ def comparison_table(compared: Mapping[str, Any]) -> list[str]:
     ]
     for name, row in compared["metrics"].items():
         low, high = row["difference"]["ci95"]
-        clear = "" if low <= 0 <= high else "  *"
+        clear = "  *" if low > 0 or high < 0 else ""
         lines.append(
             f"  {name:<{width}}{row['first']:>9.3f}{row['second']:>9.3f}{row['difference']['value']:>+12.3f}"
-            f"   {low:+.3f} to {high:+.3f}{clear}"
+            f"   {interval_text((low, high), signed=True)}{clear}"
         )
     if any(line.endswith("*") for line in lines):
         lines.append("  * the interval leaves out zero; of models that are equal, one in twenty does")

@@ -18,6 +18,7 @@ from medvol.metrics.segmentation import EMPTY_MASK_RULES, empty_counts, summaris
 from medvol.metrics.statistics import bootstrap_means
 from medvol.report import overlays
 from medvol.report.classification import can_draw
+from medvol.report.log_words import interval_text
 from medvol.report.segmented_cases import SegmentedCases
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,7 @@ def metrics_table(result: Mapping[str, Any]) -> list[str]:
         f"{head}{'baseline':>9}" if baseline else head.rstrip(),
     ]
     for name, entry in result["metrics"].items():
-        low, high = entry["ci95"]
-        line = f"  {name:<{width}}{entry['value']:>9.3f}   {f'{low:.3f} to {high:.3f}':<20}"
+        line = f"  {name:<{width}}{entry['value']:>9.3f}   {interval_text(entry['ci95']):<20}"
         lines.append(f"{line}{baseline[name]['value']:>9.3f}" if name in baseline else line.rstrip())
     return lines
 

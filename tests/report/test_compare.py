@@ -148,3 +148,11 @@ def test_the_command_prints_the_table_and_writes_json(tmp_path, capsys):
     assert json.loads((tmp_path / "c.json").read_text())["metrics"]["auc"]["difference"]["ci95"]
     assert main(["compare", str(paths[0]), str(tmp_path / "absent")]) == 1
     assert "NOT_FOUND" in capsys.readouterr().err
+
+
+def test_one_patient_has_a_difference_and_no_interval(tmp_path):
+    pair = [segmented(tmp_path / str(dice), np.array([dice])) for dice in (0.5, 0.75)]
+    lines = comparison_table(compare_evaluations(*pair))
+    (line,) = (line for line in lines if line.split()[0] == "dice")
+    assert line.split() == ["dice", "0.500", "0.750", "+0.250", "undefined"]
+    assert not any("nan" in line or "*" in line for line in lines)
