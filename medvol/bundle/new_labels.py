@@ -18,7 +18,7 @@ from typing import Any
 
 from medvol.data.columns import Table, missing_column, read_delimited
 from medvol.data.labels import is_missing
-from medvol.data.paths import resolve, without_suffix
+from medvol.data.paths import require_path, resolve, without_suffix
 from medvol.data.sources import open_study
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_text
@@ -59,9 +59,9 @@ def write_labelled_table(
         series: Text that the description of a DICOM series must hold; empty for every series.
 
     Raises:
-        MedvolError: `MISSING_COLUMN`, `NO_MATCH`, `AMBIGUOUS_LABEL`, `NO_VOLUMES`, or what reading finds.
+        MedvolError: `NOT_FOUND`, `MISSING_COLUMN`, `NO_MATCH`, `AMBIGUOUS_LABEL`, `NO_VOLUMES`, or what reading finds.
     """
-    table = read_delimited(Path(labels))
+    table = read_delimited(require_path(labels))
     if label_column not in table.columns:
         raise missing_column(table, label_column)
     scans, notes = _scans(folder, series)

@@ -172,7 +172,7 @@ def _require_labels(draft: Draft, names: Sequence[str], options: Options) -> Non
             file=draft.source,
             found=f"{len(without)} of {len(names)} cases have no label{shown}",
             expected="a label for each",
-            fix="add it, remove the case, or pass require_label=False to predict",
+            fix="add it, or remove the case",
             details=without[:10],
         )
 

@@ -98,7 +98,7 @@ def check_labels_present(study: Study) -> None:
             file=study.source,
             found=f"{len(without)} of {len(study.cases)} cases have no label",
             expected="a label for each",
-            fix="add it, remove the case, or pass require_label=False to predict",
+            fix="add it, or remove the case",
             details=without[:SHOWN],
         )
 

@@ -17,6 +17,10 @@ from medvol.errors import MedvolError, nearest
 
 SEPARATORS = ("\t", ";", ",", "|")
 
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
+
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how zipped ones begin, and those of Excel before 2007
+
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _SYNONYMS = {"patient": ("subject", "participant", "pid", "mrn")}
 _COLUMN_ENDINGS = ("ids", "id", "names", "name", "paths", "path", "files", "file", "s")
@@ -101,7 +105,7 @@ def find_column(
             file=table.file,
             found=f"columns {', '.join(loose)} could all be the {default}",
             expected=f"one column '{default}'",
-            fix="rename one" if default == "case" else f"rename one, or pass {default}_column=",
+            fix="rename one" + (", or name the other by --label-column" if default == "label" else ""),
         )
     if loose:
         return loose[0], (f"column '{loose[0]}' read as the {default}",)
@@ -116,12 +120,13 @@ def missing_column(table: Table, wanted: str) -> MedvolError:
     by_lower = {name.lower(): name for name in reversed(table.columns)}
     match = get_close_matches(wanted.lower(), list(by_lower), n=1)
     hint = nearest(match[0], [match[0]]).replace(match[0], by_lower[match[0]]) if match else ""
-    role = f"or pass {wanted}_column= ('' for none)" if wanted in ("label", "image", "patient", "split") else ""
+    rename = f"rename the column to '{wanted}'" if wanted in ("label", "image", "patient", "split") else ""
+    other = "or name another by --label-column" if wanted == "label" else ""
     return MedvolError(
         "MISSING_COLUMN",
         file=table.file,
         found=f"no column '{wanted[:40]}' among {len(table.columns)}: {shown}",
-        fix=" ".join(part for part in (hint, "rename it" if hint and role else "", role) if part) or "check the name",
+        fix=" ".join(part for part in (hint, rename, other) if part) or "check the name",
         details=table.columns,
     )
 
@@ -148,7 +153,13 @@ def _plain(name: str) -> str:
 
 
 def _decode(path: Path) -> str:
+    if path.is_dir():
+        raise MedvolError("BAD_TABLE", file=path, found="a folder", expected="a CSV file", fix="name the file in it")
     data = path.read_bytes()
+    if data.startswith(_WORKBOOKS):
+        raise MedvolError(
+            "BAD_TABLE", file=path, found="a spreadsheet", expected="a text table", fix="save it as 'CSV UTF-8'"
+        )
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)

@@ -134,7 +134,7 @@ def _guess(
     if any(masks):
         name, _, cell = present[masks.index(False)]
         found = f"label '{str(cell)[:40]}' among {sum(masks)} labels that are mask files"
-        raise _bad_label(draft, name, found, "one kind of label", "correct it, or pass task=")
+        raise _bad_label(draft, name, found, "one kind of label", "correct it")
     numbers = [as_number(cell) for _, _, cell in present if not isinstance(cell, bool)]
     distinct = {class_name(cell) for _, _, cell in present}
     if all(number is not None for number in numbers) and numbers:
@@ -142,12 +142,12 @@ def _guess(
         few = len(distinct) <= 2 or (len(distinct) <= MOST_NUMBER_CLASSES and 2 * len(distinct) <= len(present))
         kind = f"{len(distinct)} distinct {'whole ' if whole else ''}numbers in {len(present)} labels"
         if whole and few:
-            return "classification", (f"labels are {kind}: read as classes; pass task='regression' to regress them",)
-        return "regression", (f"labels are {kind}: read as a quantity; pass task='classification' for classes",)
+            return "classification", (f"labels are {kind}: read as classes",)
+        return "regression", (f"labels are {kind}: read as a quantity, not as classes",)
     if len(distinct) > MOST_NUMBER_CLASSES and 2 * len(distinct) > len(present):
         name, _, cell = present[0]
         found = f"{len(distinct)} different texts in {len(present)} labels, such as '{str(cell)[:30]}'"
-        raise _bad_label(draft, name, found, "class names", "check the label column, or pass task='classification'")
+        raise _bad_label(draft, name, found, "class names", "check the label column")
     return "classification", ()
 
 

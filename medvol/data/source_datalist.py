@@ -34,9 +34,10 @@ def read_datalist(path: Path, document: dict[str, Any], options: Options) -> Dra
         raise MedvolError(
             "EMPTY_DATASET",
             file=path,
-            found=f"no list of cases among: {known}",
+            found=f"no list with cases among: {known}",
             expected="a list 'training' of images and labels",
-            fix=next((hint for name in document if (hint := nearest(str(name), LISTS))), "") or "write a case table",
+            fix=next((hint for name in document if name not in LISTS and (hint := nearest(str(name), LISTS))), "")
+            or "write a case table",
         )
     splits = lists_to_splits(list(lists))
     names = _structure_names(document.get("labels"))

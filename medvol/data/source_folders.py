@@ -124,7 +124,7 @@ def read_volumes(path: Path, options: Options) -> Draft:
             if path.is_dir()
             else "a single file without labels",
             expected="images with labels",
-            fix="write a case table cases.csv with the columns image and label, or pass require_label=False to predict",
+            fix="write a case table cases.csv with the columns image and label",
         )
     from medvol.io import find_volumes
 

@@ -150,9 +150,11 @@ def _identifiers(table: Table, features: list[dict[str, str | float | None]], pa
         values = [row[name] for row in features]
         distinct = len(set(values))
         if name.lower().endswith("id") and patient is None and 1 < distinct < len(values):
-            notes.append(f"column '{name}' repeats: if it names patients, pass patient_column='{name}'")
+            notes.append(f"column '{name}' repeats: if it names patients, rename it to 'patient'")
         elif distinct == len(values) > 2 and all(isinstance(value, str) for value in values):
-            notes.append(f"column '{name}' differs in every row: an identifier is no feature")
+            notes.append(
+                f"column '{name}' is text that differs in every row: taken for an identifier, not for a feature"
+            )
     return notes
 
 
@@ -172,7 +174,7 @@ def _image_columns(table: Table, options: Options) -> tuple[list[str], tuple[str
                 "MISSING_COLUMN",
                 file=table.file,
                 found=f"no column 'image', but '{candidate[:40]}' holds file names",
-                fix=f"rename it to 'image', or pass image_column='{candidate[:40]}'",
+                fix="rename it to 'image'",
                 details=table.columns,
             )
     return [], ()

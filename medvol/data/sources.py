@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medvol.data.build import build_study
-from medvol.data.columns import read_delimited
+from medvol.data.columns import SPREADSHEETS, read_delimited
 from medvol.data.paths import has_image_suffix, require_path
 from medvol.data.source_arrays import read_npy_folder, read_npz, role
 from medvol.data.source_datalist import is_datalist, read_datalist
@@ -104,7 +104,7 @@ def _read_file(path: Path, options: Options) -> Draft:
         raise MedvolError(
             "EMPTY_DATASET", file=path, found="a file of 0 bytes", expected="a study", fix="copy it again"
         )
-    if suffix in TABLE_SUFFIXES:
+    if suffix in TABLE_SUFFIXES or suffix in SPREADSHEETS:  # the latter are refused by name
         return read_csv(path, options)
     if suffix == ".json":
         document = read_json(path)

@@ -60,7 +60,7 @@ def items(study: Study, split: str | None = None) -> list[dict[str, Any]]:
             file=study.source,
             found=f"no case in the split '{split}'",
             expected=f"one; splits with cases: {there}",
-            fix="split the study with medvol.data.splits.assign_splits",
+            fix="add cases, or remove the column 'split' to have medvol split",
         )
     index = {name: position for position, name in enumerate(study.classes)}
     return [_item(study, case, index) for case in chosen]
@@ -88,7 +88,7 @@ def require_task(study: Study, task: Task) -> None:
             file=study.source,
             found=f"a study for {study.task}" + (f", with labels such as '{example[-40:]}'" if example else ""),
             expected=f"one for {task}",
-            fix=f"use a {study.task} bundle, another label column, or pass task='{task}'",
+            fix=f"use a {study.task} bundle, or another label column",
         )
 
 

@@ -68,7 +68,7 @@ def settle_axes(
             file=file,
             found=f"an array of shape {stored}"[:120],
             expected="2 or 3 axes of at least one voxel",
-            fix="name one volume of it, or say that its last axis holds channels (channels=True)",
+            fix="save each volume or channel as a file, in columns image:a and image:b; from Python channels=True",
         )
     dropped = (f"axes of length 1 dropped, stored shape {stored}",) if array.shape != stored else ()
     return array, array.ndim - 1 if is_channel_last else None, dropped
@@ -138,7 +138,7 @@ def _fill(
             file=file,
             found=f"{count} voxels are NaN or infinite, the first at {first}",
             expected="finite values",
-            fix="repair the file, or fill them with nan_fill=VALUE",
+            fix="repair the file; from Python, nan_fill=VALUE fills them",
         )
     filled = array.copy()
     filled[bad] = options.nan_fill

@@ -206,6 +206,13 @@ def test_labels_that_contradict_or_name_nothing_are_refused(tmp_path, dicom_tree
     assert not (tmp_path / "mine_cases.csv").exists()
 
 
+def test_a_table_of_labels_that_is_not_there_or_is_a_folder_is_refused(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name, words in (("lables.csv", "NOT_FOUND"), ("scans", "BAD_TABLE.*a folder")):
+        with pytest.raises(MedvolError, match=words):
+            make_bundle("my", str(tmp_path / "scans"), NewOptions(labels=name, measure=False))
+
+
 def test_files_of_a_folder_take_labels_and_patients_by_their_names(tmp_path):
     table = classification_cohort(tmp_path / "c", patients=9, size=(12, 13, 14), layout="npy")
     with table.open(newline="") as stream:

@@ -404,7 +404,7 @@ def test_a_folder_with_one_table_of_features_is_that_table(tmp_path: Path) -> No
 
 def test_volumes_without_labels_need_to_be_asked_for(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii")
-    assert "require_label=False" in refused("NO_LABEL", tmp_path).fix
+    assert "a case table cases.csv" in refused("NO_LABEL", tmp_path).fix
     refused("NO_LABEL", tmp_path / "a.nii")
     study = open_study(str(tmp_path / "a.nii"), require_label=False)
     assert (study.task, study.cases[0].case, study.cases[0].label) == ("unlabelled", "a", None)

@@ -131,7 +131,8 @@ def test_the_only_unlabelled_row_is_named(folder: Path) -> None:
         ("image,label,pateint\na.nii.gz,x,1\n", {}, "did you mean 'pateint'"),
         ("image,label,slpit\na.nii.gz,x,train\n", {}, "did you mean 'slpit'"),
         ("imge,label\na.nii.gz,x\n", {}, "did you mean 'imge'"),
-        ("scan,label\na.nii.gz,x\n", {}, "image_column='scan'"),
+        ("scan,label\na.nii.gz,x\n", {}, "rename it to 'image'"),
+        ("image,diagnosis\na.nii.gz,x\n", {}, "rename the column to 'label' or name another by --label-column"),
         ("image,label\na.nii.gz,x\n", {"patient_column": "patiant"}, "check the name"),
         ("age,labell,weight\n3,x,4\n", {}, "did you mean 'labell'"),
     ],
@@ -331,7 +332,32 @@ def test_single_quotes_around_whole_columns_are_removed(folder: Path) -> None:
 
 def test_a_repeating_id_is_pointed_out(folder: Path) -> None:
     study = table(folder, "id,pulse,label\n1,60,x\n1,70,y\n2,80,x\n")
-    assert any("patient_column='id'" in note for note in study.notes)
+    assert "column 'id' repeats: if it names patients, rename it to 'patient'" in study.notes
+
+
+@pytest.mark.parametrize(("name", "head"), [("cases.xlsx", b"PK\x03\x04"), ("cases.csv", b"\xd0\xcf\x11\xe0")])
+def test_a_spreadsheet_is_refused_by_name_with_the_way_out(tmp_path: Path, name: str, head: bytes) -> None:
+    (tmp_path / name).write_bytes(head + bytes(40))
+    with pytest.raises(MedvolError, match="BAD_TABLE.*a spreadsheet; expected a text table; save it as 'CSV UTF-8'"):
+        open_study(str(tmp_path / name))
+
+
+def test_no_refusal_of_a_table_speaks_of_python_to_the_reader_of_a_command_line(folder: Path) -> None:
+    for code, text in (
+        ("NO_LABEL", "image,label\na.nii.gz,\nb.nii.gz,x\n"),
+        ("MISSING_COLUMN", "image,age\na.nii.gz,3\n"),
+        ("AMBIGUOUS_COLUMN", "image,label,patient id,subject\na.nii.gz,x,1,2\n"),
+        ("BAD_LABEL", "image,label\na.nii.gz,b.nii.gz\nc.nii.gz,x\n"),
+    ):
+        assert "=" not in refused(code, folder, text).fix
+    assert not any("=" in note for note in table(folder, "image,label\na.nii.gz,1\nb.nii.gz,2\n").notes)
+
+
+def test_a_list_without_cases_is_not_answered_with_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"training": []}')
+    with pytest.raises(MedvolError, match="EMPTY_DATASET.*no list with cases") as refusal:
+        open_study(str(tmp_path))
+    assert "did you mean" not in refusal.value.fix
 
 
 def test_a_label_alone_is_no_study(folder: Path) -> None:

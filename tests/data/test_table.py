@@ -79,7 +79,7 @@ def test_items_of_a_mistyped_split_offer_the_nearest(study: Study) -> None:
 
 
 def test_items_of_an_empty_split_name_those_that_are_not(study: Study) -> None:
-    with pytest.raises(MedvolError, match=r"EMPTY_SPLIT.*splits with cases: train"):
+    with pytest.raises(MedvolError, match=r"EMPTY_SPLIT.*splits with cases: train.*remove the column 'split'"):
         items(study, "val")
 
 
