@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvol.bundle.study import tabular_study
 from medvol.cli import main
 from medvol.io.labels import LabelMap
 from medvol.io.read import read_volume
@@ -182,6 +183,51 @@ def test_a_table_of_features_has_no_file_to_open(tmp_path, check):
     code, found, printed = check(table)
     assert (code, found["refused"]) == (0, set())
     assert "0 files opened" in printed
+
+
+def test_features_are_split_as_their_bundle_splits_them(tmp_path, check):
+    rows = "\n".join(f"{index},{index * 7 % 5},{'xy'[index % 2]}" for index in range(60))
+    (tmp_path / "table.csv").write_text(f"a,b,label\n{rows}\n")
+    trained = tabular_study(str(tmp_path / "table.csv"), tmp_path / "out")
+    _, _, printed = check(tmp_path / "table.csv")
+    assert f"note: {next(note for note in trained.notes if note.startswith('split by patient'))}" in printed
+
+
+def test_what_no_bundle_trains_on_is_refused(tmp_path, check, pictures, edit):
+    rows = "\n".join(f"{index % 7},{20 + index * 1.5}" for index in range(30))
+    (tmp_path / "ages.csv").write_text(f"a,label\n{rows}\n")
+    assert check(tmp_path / "ages.csv")[1]["refused"] == {("WRONG_KIND", "")}
+    rows = "\n".join(f"{index},k{index}" for index in range(8))
+    (tmp_path / "one_each.csv").write_text(f"a,label\n{rows}\n")
+    assert check(tmp_path / "one_each.csv")[:2] == (
+        1,
+        {"refused": {("EMPTY_SPLIT", "")}, "warning": {("EMPTY_SPLIT", "")}},
+    )
+    edit(pictures, {row["case"]: {"split": "val"} for row in cases_in(pictures, "test")})
+    code, found, printed = check(pictures)
+    assert (code, found["warning"]) == (0, {("EMPTY_SPLIT", "")})
+    assert "no case in the split 'test'" in printed
+
+
+def test_masks_without_any_structure_are_refused(organs, check):
+    for row in cases_in(organs, "train"):
+        mask = nib.load(organs.parent / row["label"])
+        nib.save(nib.Nifti1Image(np.zeros_like(mask.dataobj), mask.affine), organs.parent / row["label"])
+    code, found, printed = check(organs)
+    assert (code, ("BAD_LABEL", "") in found["refused"]) == (1, True)
+    assert "masks that hold nothing but 0" in printed
+
+
+def test_a_spacing_that_no_scanner_has_is_a_warning(tmp_path, check):
+    for index in range(6):
+        affine = np.diag([1e6 if index == 2 else 1.0, 1.5, 3.0, 1.0])
+        grey = np.random.default_rng(index).normal(size=(9, 8, 7)).astype(np.float32)
+        nib.save(nib.Nifti1Image(grey, affine), tmp_path / f"c{index}.nii")
+    rows = "\n".join(f"c{index}.nii,{'xy'[index % 2]}" for index in range(6))
+    (tmp_path / "cases.csv").write_text(f"image,label\n{rows}\n")
+    code, found, printed = check(tmp_path / "cases.csv")
+    assert (code, found["warning"]) == (0, {("ODD_SPACING", "c2")})
+    assert "a spacing of 1e+06 x 1.5 x 3 mm" in printed
 
 
 def test_what_is_no_study_is_one_finding(tmp_path, check):

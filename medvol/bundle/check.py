@@ -7,7 +7,7 @@ with. What depends on a network, as its smallest image, is left to the bundle.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,15 @@ import numpy as np
 from monai.transforms import EnsureChannelFirstd, Orientationd, Transform
 from tqdm import tqdm
 
+from medvol.bundle.check_whole import class_and_structure_gaps, empty_splits, odd_spacings
 from medvol.bundle.kind import kind_of
-from medvol.data.build import class_gaps
+from medvol.bundle.new_choice import require_trainable
+from medvol.bundle.study import TABULAR_FRACTIONS, TABULAR_SEED
 from medvol.data.facts import Facts, Sampled, measured, read_3d, require_one_kind
-from medvol.data.fingerprint import value_counts
+from medvol.data.fingerprint import require_any_structure, value_counts
 from medvol.data.image_facts import COLOURS, read_case
 from medvol.data.sources import open_study
-from medvol.data.splits import assign_splits
+from medvol.data.splits import FRACTIONS, assign_splits
 from medvol.data.study import SPLITS, Case, Study
 from medvol.errors import MedvolError, find_refusal
 from medvol.geometry import Volume
@@ -116,6 +118,10 @@ class _Found:
     def warn(self, refusal: MedvolError) -> None:
         self.findings.append(Finding(WARNING, refusal))
 
+    def warn_of(self, refusals: Iterable[MedvolError]) -> None:
+        for one in refusals:
+            self.warn(one)
+
     def attempt(self, check: Callable[[], Any], case: str = "") -> Any:
         """Return what a check returns, or None after its refusal was noted."""
         try:
@@ -147,16 +153,23 @@ def check_table(
         return CheckedStudy(source, None, "features", 0, tuple(found.findings))
     # Each missing file is named below, when it is opened.
     found.findings = [one for one in found.findings if one.refusal.code != "MISSING_FILE"]
-    study = found.attempt(partial(assign_splits, study)) or study
     kind = kind_of(study)
+    shares, seed = (TABULAR_FRACTIONS, TABULAR_SEED) if kind == "features" else (FRACTIONS, 0)  # as their bundles do
+    study = found.attempt(partial(assign_splits, study, fractions=shares, seed=seed)) or study
+    if study.task == "regression":
+        found.attempt(partial(require_trainable, study))
     steps = _steps(study, kind, resample_labels)
     for case in tqdm(study.cases, desc="Checking", unit="case", disable=not show_progress or kind == "features"):
         _check_case(case, study, kind, steps, found)
     if kind == "volumes" and found.sampled:
         found.attempt(lambda: require_one_kind(found.sampled))
+        found.warn_of(odd_spacings(found.sampled))
     _check_values(study, found)
-    for gap in _gaps(study, found):
-        found.warn(gap)
+    needed, wanted = empty_splits(study)
+    for refusal in needed:
+        found.refuse(refusal)
+    found.warn_of(wanted)
+    found.warn_of(class_and_structure_gaps(study, {split: _values(study, found, split) for split in SPLITS}))
     return CheckedStudy(source, study, kind, found.opened, tuple(found.findings))
 
 
@@ -253,6 +266,8 @@ def _mask(case: Case, steps: Sequence[Transform]) -> LabelMap:
 def _check_values(study: Study, found: _Found) -> None:
     """Refuse masks of val and test with values that no training mask has, and structures with two values."""
     known = _values(study, found, "train")
+    if known:
+        found.attempt(partial(require_any_structure, known, study))
     for case in study.cases:
         values = found.values.get(case.case, ())
         if known and values and case.split != "train":
@@ -267,22 +282,6 @@ def _check_values(study: Study, found: _Found) -> None:
 def _values(study: Study, found: _Found, split: str) -> Counter[int]:
     cases = [case.case for case in study.cases if case.split == split]
     return Counter(value for case in cases for value in found.values.get(case, ()))
-
-
-def _gaps(study: Study, found: _Found) -> Iterator[MedvolError]:
-    """Yield what a split lacks: a class, or a structure that training has."""
-    gaps = list(class_gaps(study))
-    if study.task == "segmentation":
-        known = _values(study, found, "train")
-        for split in SPLITS[1:]:
-            there = _values(study, found, split)
-            gaps += [
-                f"mask value {value} is in no case of {split}" for value in sorted(known) if there and not there[value]
-            ]
-    for gap in gaps:
-        yield MedvolError(
-            "CLASS_MISSING", file=study.source, found=gap, fix="it can be neither learnt nor measured there; add cases"
-        )
 
 
 def _without_image(case: Case, study: Study) -> MedvolError:

@@ -61,7 +61,7 @@ def choose_bundle(study: Study, *, covariates: Sequence[str] = (), named: str = 
     Raises:
         MedvolError: `WRONG_KIND` for a task that no bundle does, or a named bundle for other data; `NO_BUNDLE`.
     """
-    _require_task(study)
+    require_trainable(study)
     kind = kind_of(study)
     wanted = {(study.task, kind)}
     if kind == "volumes" and covariates and study.task == "classification":
@@ -129,7 +129,12 @@ def _default(study: Study, fitting: Mapping[str, Path], covariates: Sequence[str
     return fitting[name], words
 
 
-def _require_task(study: Study) -> None:
+def require_trainable(study: Study) -> None:
+    """Refuse a study for a task that no bundle does.
+
+    Raises:
+        MedvolError: `WRONG_KIND`.
+    """
     if study.task in ("classification", "segmentation"):
         return
     labels = {case.label for case in study.cases if case.label is not None}

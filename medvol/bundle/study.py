@@ -23,6 +23,7 @@ TABLE_FILE = "cases.csv"
 COHORT_CLASSES = ("vessel", "aneurysm")  # the last of two classes is the positive one
 COHORT_CASES_PREDICTED = 16
 FOLDS = 5
+TABULAR_SEED, TABULAR_FRACTIONS = 42, (0.64, 0.16, 0.2)  # of the split of rows
 
 
 def classification_study(
@@ -60,8 +61,8 @@ def tabular_study(
     dataset_dir: str,
     output_dir: str | Path,
     *,
-    split_seed: int = 42,
-    fractions: Sequence[float] = (0.64, 0.16, 0.2),
+    split_seed: int = TABULAR_SEED,
+    fractions: Sequence[float] = TABULAR_FRACTIONS,
     label_column: str = "label",
     patient_column: str = "patient",
     classes: Sequence[str] = (),

@@ -142,7 +142,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
             sampled.append(one)
             pooled.append(inside)
     has_geometry = require_one_kind([volume for one in sampled for volume in one.volumes])
-    _require_structure(counts, study)
+    require_any_structure(counts, study)
     inside = np.concatenate(pooled)
     return Fingerprint(
         training_cases=len(cases),
@@ -268,7 +268,12 @@ def _require_few(counts: Counter[int], case: str) -> None:
         raise _bad_mask(case, f"{len(counts)} distinct values in the masks up to this one", "is it an image?")
 
 
-def _require_structure(counts: Counter[int], study: Study) -> None:
+def require_any_structure(counts: Counter[int], study: Study) -> None:
+    """Refuse training masks, given how often each value is in them, that hold nothing but 0.
+
+    Raises:
+        MedvolError: `BAD_LABEL`.
+    """
     if not any(counts.keys() - {0}):
         raise MedvolError(
             "BAD_LABEL",
