@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from medvol.bundle.export_source import Answer, Source, Tensors, compare, load_source
 from medvol.errors import MedvolError, require_choice
-from medvol.inference.record import WEIGHTS_FILE
+from medvol.inference.record import WEIGHTS_FILE, record_fields
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2", "torchscript": "model.ts"}
 
@@ -164,7 +165,7 @@ def _write_torchscript(source: Source, path: Path) -> tuple[str, Answer, Sequenc
         "filepath": str(path),
         "ckpt_file": str(source.model_dir / WEIGHTS_FILE),
         "meta_file": str(source.folder / "configs" / "metadata.json"),
-        "config_file": str(source.folder / "configs" / "inference.json"),
+        "config_file": str(_with_record(source, path.parent / "inference.json")),
         "bundle_root": str(source.folder),
         "model_dir": str(source.model_dir),
     }
@@ -180,6 +181,18 @@ def _write_torchscript(source: Source, path: Path) -> tuple[str, Answer, Sequenc
             ckpt_export(**options, use_trace=True, input_shape=[1, *source.shapes[0]])
     module = torch.jit.load(str(path))
     return how, lambda inputs: module(*inputs), (1,) if "traced" in how else (1, 2)
+
+
+def _with_record(source: Source, path: Path) -> Path:
+    """Write the configuration of inference with the record in it, as the file that it goes into has no `models` folder.
+
+    Whom the model was trained on stays behind.
+    """
+    config = json.loads((source.folder / "configs" / "inference.json").read_text())
+    fields = record_fields(replace(source.record, trained_on=(), training={}))
+    config["record"] = {"_target_": "medvol.inference.record.record_of", "values": fields}
+    path.write_text(json.dumps(config, indent=4))
+    return path
 
 
 def _any_batch(source: Source, write: Callable[[Tensors, Any], Answer]) -> tuple[Answer, Sequence[int], str]:

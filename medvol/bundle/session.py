@@ -21,9 +21,10 @@ from pydoc import locate
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import ComponentLocator, ConfigParser
+from monai.bundle import ComponentLocator
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
+from medvol.bundle.clients import place_bundle, running_bundle, running_parser, take_cases
 from medvol.data.processes import Processes
 from medvol.errors import MedvolError, find_refusal, nearest
 
@@ -55,7 +56,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
     """Check the options of the run in progress, shorten its error messages and return its session.
 
     Args:
-        bundle_root: Folder of the bundle, the one that holds `configs`.
+        bundle_root: Folder of the bundle, the one that holds `configs`; `.` for that of the configuration that runs.
         output_dir: Folder for results; made if absent.
         processes: Of a run in several: all but the first are silent, unless they fail.
 
@@ -69,7 +70,11 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
         sys.excepthook = _loud_errors
         logging.getLogger().setLevel(logging.ERROR)
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends; progress bars write here
-    root = Path(bundle_root).resolve()
+    root, output, parser = Path(bundle_root).resolve(), Path(output_dir), running_parser()
+    # MONAI's `load` and its federated client start a bundle before they tell it where it lies.
+    found = running_bundle() if str(bundle_root) == "." else None
+    if parser is not None and found not in (None, root):
+        root, output = found, Path(place_bundle(parser, found))
     if not (root / "configs").is_dir():
         raise MedvolError(
             "NO_BUNDLE",
@@ -78,6 +83,8 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
             expected="the folder of a bundle",
             fix="pass --bundle_root with the bundle's folder",
         )
+    if parser is not None:
+        take_cases(parser, root, output)
     config = _running_config()
     check_options(config, _defined_config(root))
     require_used(config, root)
@@ -89,7 +96,6 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
             fix="write --config_file \"['train.json','evaluate.json','multi_process_cpu.json']\"",
         )
     _track_whole_batches()
-    output = Path(output_dir)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -186,23 +192,6 @@ def _loud_errors(kind: type[BaseException], error: BaseException, trace: Traceba
     _short_errors(kind, error, trace)
 
 
-def _running_parser() -> ConfigParser | None:
-    """Return the MONAI parser that is evaluating this very call.
-
-    MONAI hands it to nobody; it is found as `self` of a calling frame, or as its `parser`. Without one, as when the
-    library is called directly, there is nothing to check.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        # A parser takes the name of an attribute for that of an id.
-        parser = owner if isinstance(owner, ConfigParser) else getattr(owner, "parser", None)
-        if isinstance(parser, ConfigParser):
-            return parser
-        frame = frame.f_back
-    return None
-
-
 def _keep_to_oneself() -> None:
     """Stop MLflow, where it is installed, from sending what it is used for to its makers; MONAI imports it unasked."""
     if "mlflow" in sys.modules:
@@ -213,7 +202,7 @@ def _keep_to_oneself() -> None:
 
 
 def _running_config() -> dict[str, Any]:
-    parser = _running_parser()
+    parser = running_parser()
     return {} if parser is None else {key: value for key, value in parser.get().items() if key != parser.meta_key}
 
 
@@ -223,7 +212,7 @@ def _track_whole_batches() -> None:
     It expects a batch split into cases, and ours are not, and an `output_dir` that is an expression: of a plain one
     MONAI makes a file name with a plus in it, and the configuration would not be kept.
     """
-    parser = _running_parser()
+    parser = running_parser()
     if parser is None:
         return
     for index, handler in enumerate(parser.get("train#handlers") or []):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from medvol.transforms.components import Cleaning
 WEIGHTS_FILE = "model.pt"
 RECORD_FILE = "model.json"
 FORMAT = 1
+UNTOLD = "./models"
+"""What `model_dir` is where nobody told the bundle its folder."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ def load_record(
 ) -> ModelRecord:
     """Return the record in `model_dir`, or the one that the bundle ships with when nothing was trained yet.
 
+    MONAI Deploy does not tell a bundle where it lies, but puts its folder on the path of modules, as MONAI does; a
+    record that is not in `./models` is looked for there.
+
     Args:
         model_dir: The bundle's `models` folder.
         shipped: Facts to start from where there is no record, as in the bundle's metadata.
@@ -68,20 +74,12 @@ def load_record(
         MedvolError: `BAD_RECORD` for a file that is not a record.
     """
     path = Path(model_dir) / RECORD_FILE
+    if not path.is_file() and str(model_dir) == UNTOLD:
+        path = _on_module_path(shipped) or path
     if not path.is_file():
         return ModelRecord(facts=Facts.from_dict(dict(shipped)), network=dict(shipped_network or {}))
     try:
-        values = json.loads(path.read_text())
-        return ModelRecord(
-            facts=Facts.from_dict(values["facts"]),
-            temperature=float(values["temperature"]),
-            weights_sha256=values["weights_sha256"],
-            trained_on=tuple(values["trained_on"]),
-            training=values["training"],
-            cleaning=values.get("cleaning", {}),
-            network=values.get("network", {}),
-            mirror=bool(values.get("mirror", False)),
-        )
+        return record_of(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError) as error:
         raise MedvolError(
             "BAD_RECORD",
@@ -90,6 +88,48 @@ def load_record(
             expected="a record written by training",
             fix="train again",
         ) from error
+
+
+def record_of(values: Mapping[str, Any]) -> ModelRecord:
+    """Return the record with the fields that `record_fields` gave; files that hold no `models` folder hold them."""
+    return ModelRecord(
+        facts=Facts.from_dict(values["facts"]),
+        temperature=float(values["temperature"]),
+        weights_sha256=values["weights_sha256"],
+        trained_on=tuple(values["trained_on"]),
+        training=values["training"],
+        cleaning=values.get("cleaning", {}),
+        network=values.get("network", {}),
+        mirror=bool(values.get("mirror", False)),
+    )
+
+
+def record_fields(record: ModelRecord) -> dict[str, Any]:
+    """Return a record as JSON-ready fields."""
+    return {
+        "facts": record.facts.as_dict(),
+        "temperature": record.temperature,
+        "weights_sha256": record.weights_sha256,
+        "trained_on": list(record.trained_on),
+        "training": record.training,
+        "cleaning": record.cleaning,
+        "network": record.network,
+        "mirror": record.mirror,
+    }
+
+
+def _on_module_path(shipped: Mapping[str, Any]) -> Path | None:
+    """Return the record of the bundle on the path of modules whose configuration ships these facts."""
+    for folder in map(Path, sys.path):
+        config = folder / "configs" / "inference.json"
+        try:
+            values = json.loads(config.read_text())
+        except (OSError, ValueError):
+            continue
+        record = values.get("record") if isinstance(values, dict) else None
+        if isinstance(record, dict) and record.get("shipped") == shipped:
+            return folder / "models" / RECORD_FILE
+    return None
 
 
 def save_model(
@@ -111,17 +151,7 @@ def save_model(
 
 def write_record(model_dir: str | Path, record: ModelRecord) -> ModelRecord:
     """Write the record atomically beside weights that are there already, and return it as it will be read."""
-    values = {
-        "format": FORMAT,
-        "facts": record.facts.as_dict(),
-        "temperature": record.temperature,
-        "weights_sha256": record.weights_sha256,
-        "trained_on": list(record.trained_on),
-        "training": record.training,
-        "cleaning": record.cleaning,
-        "network": record.network,
-        "mirror": record.mirror,
-    }
+    values = {"format": FORMAT, **record_fields(record)}
     write_text(Path(model_dir) / RECORD_FILE, json.dumps(values, indent=4))
     return load_record(model_dir, {})
 

@@ -25,7 +25,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medvol.errors import require_choice
+from medvol.errors import MedvolError, require_choice
 from medvol.inference.memory import keep_freed_memory
 from medvol.io.atomic import write_text
 
@@ -138,7 +138,7 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
     network: nn.Module,
     input_shape: Sequence[int],
     *,
-    device: torch.device,
+    device: torch.device | str,
     precision: str = "auto",
     channels_last: bool | None = None,
     memory_file: str | Path | None = None,
@@ -151,7 +151,7 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
     Args:
         network: Network on `device`; a copy is timed, its weights stay as they are.
         input_shape: Channel and spatial size of one volume, patch or image, as (channel, x, y, z).
-        device: Where it will run.
+        device: Where it will run; by name, as MONAI Label sets it, too.
         precision: `auto` measures. `float32` and `bfloat16` fix the choice, nothing measured: what to pass when two
             runs must be equal to the bit, since a measurement may come out differently.
         channels_last: Fixes the layout. None: measured, or the default layout with a fixed precision.
@@ -165,6 +165,7 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
     """
     require_choice("precision", precision, PRECISIONS)
     probe = Probe(purpose, batch, expected_calls=expected_calls)
+    device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
     if precision != "auto":
@@ -270,8 +271,10 @@ def _remembered(
     times = "; ".join(f"{candidate}: {duration:.3g} s" for candidate, duration in seconds.items())
     logger.info("Measured %s of %d x %s: %s", what, probe.batch, "x".join(map(str, input_shape)), times)
     if memory_file is not None:
-        memory_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memory_file, json.dumps({**known, key: asdict(best)}, indent=4))
+        try:
+            write_text(memory_file, json.dumps({**known, key: asdict(best)}, indent=4))
+        except MedvolError as refusal:  # as in a server's read-only folder; the answer is there all the same
+            logger.info("Not remembered: %s", refusal)
     return best
 
 

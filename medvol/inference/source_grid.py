@@ -18,8 +18,7 @@ import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import Transform
-from monai.utils import ensure_tuple
+from monai.transforms import MapTransform
 from torch import Tensor
 
 from medvol.errors import MedvolError
@@ -212,7 +211,7 @@ def _require_range(array: npt.NDArray[Any], classes: int) -> None:
 
 
 @final
-class LabelsOnSourced(Transform):
+class LabelsOnSourced(MapTransform):
     """Replace logits on the working grid by labels on the source's, for clients that know `postprocessing` alone.
 
     Args:
@@ -222,7 +221,7 @@ class LabelsOnSourced(Transform):
     """
 
     def __init__(self, keys: KeysCollection = "pred", image_key: Hashable = "image") -> None:
-        self.keys = ensure_tuple(keys)
+        super().__init__(keys)  # MONAI Deploy hands a dictionary to map transforms only
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, final
 
 import torch
-from monai.transforms import Transform
+from monai.transforms import MapTransform
 from torch import Tensor
 
 
@@ -28,7 +28,7 @@ def class_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 @final
-class ClassProbabilitiesd(Transform):
+class ClassProbabilitiesd(MapTransform):
     """Replace the logits under `key` by probabilities.
 
     Args:
@@ -37,6 +37,7 @@ class ClassProbabilitiesd(Transform):
     """
 
     def __init__(self, key: Hashable = "pred", temperature: float = 1.0) -> None:
+        super().__init__(key)  # MONAI Deploy hands a dictionary to map transforms only
         self.key = key
         self.temperature = temperature
 

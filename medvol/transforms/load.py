@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 from monai.config import KeysCollection
-from monai.data import ImageReader
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
 
 from medvol.errors import MedvolError
@@ -39,11 +39,15 @@ class LoadVolumed(LoadImaged):
         self.reader = VolumeReader() if reader is None else reader
 
     def __call__(self, data: Mapping[Any, Any], reader: ImageReader | None = None) -> dict[Any, Any]:
-        """Return the item with its references replaced by images.
+        """Return the item with its references replaced by images; one that holds images already is left as it is.
+
+        MONAI Deploy hands over volumes that it loaded itself.
 
         Raises:
             MedvolError: Whatever reading finds, with the item's `case` named.
         """
+        if all(isinstance(data.get(key), MetaTensor) for key in self.keys):
+            return dict(data)
         try:
             return dict(super().__call__(data, reader or self.reader))
         except MedvolError as error:

@@ -110,7 +110,8 @@ class KeepDtyped(Transform):
         """Return the transformed item, the image in its source's integer type where that loses nothing."""
         image = data[self.key]
         dtype = image.dtype
-        item = dict(self.transform({**data, self.key: image.float()}))
+        # Alone: MONAI's Spacingd takes another key that starts with the image's, MONAI Label's `image_path`, for meta.
+        item = {**data, **self.transform({self.key: image.float()})}
         if not dtype.is_floating_point and float(image.max()) - float(image.min()) >= FEWEST_GREY_LEVELS:
             limits = torch.iinfo(dtype)
             item[self.key] = item[self.key].round().clamp(limits.min, limits.max).to(dtype)

@@ -1,6 +1,7 @@
 """`medvol export`: files that answer as the network does, or none."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from medvol.bundle.export_source import Source, compare, load_source
 from medvol.bundle.new import NewOptions, make_bundle
 from medvol.cli import main
 from medvol.errors import MedvolError
-from medvol.inference.record import load_record, save_model
+from medvol.inference.record import load_record, save_model, write_record
 from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
 
 pytestmark = [
@@ -91,6 +92,20 @@ def test_torch_follows_the_networks_that_are_computed_by_our_own_kernels(copied,
         assert one.reason == ""
         assert one.difference < 1e-4
         assert (one.agreement is None) == copied.endswith("classification")
+
+
+def test_a_torchscript_file_holds_the_record_that_its_folder_held(tabular, tmp_path):
+    """MONAI Deploy reads the configuration in the file, where there is no `models` folder."""
+    record = replace(load_record(tabular / "models", {}), temperature=1.75, trained_on=("a patient",))
+    write_record(tabular / "models", record)
+    (one,) = export_bundle(str(tabular), str(tmp_path), formats=["torchscript"])
+    extra = {"inference.json": ""}
+    torch.jit.load(str(one.file), _extra_files=extra)
+    config = json.loads(extra["inference.json"])
+    found = ConfigParser(config).get_parsed_content("record")
+    assert found == replace(record, trained_on=(), training={})
+    assert config["bundle_root"] == "."
+    assert str(tabular) not in json.dumps(config)
 
 
 def test_a_file_that_answers_otherwise_is_refused_and_not_left_behind(tabular, tmp_path, monkeypatch, capsys):

@@ -68,6 +68,13 @@ def test_a_damaged_memory_is_measured_again(tmp_path):
     assert len(json.loads(memory.read_text())) == 1
 
 
+def test_a_memory_that_cannot_be_written_and_a_device_by_name_are_no_reason_to_stop(tmp_path):
+    """As in a server's read-only folder, under MONAI Label, which names devices."""
+    (tmp_path / "file").write_text("no folder")
+    chosen = choose_runtime(small(), SHAPE, device="cpu", memory_file=tmp_path / "file" / "runtime.json")
+    assert chosen.device_type == "cpu"
+
+
 def test_bfloat16_answers_in_float32_and_close_to_it():
     network, batch = small().eval(), torch.randn(2, *SHAPE)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import MetaTensor
 from scipy import ndimage
 
 from medvol.data.facts import Facts
@@ -61,6 +62,24 @@ def test_several_images_of_a_case_become_channels(tmp_path):
     paths = [str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz")]
     image = preprocess(paths, facts((7, 8, 9), (1.0,) * 3, "ct", (0.0, 100.0), channels=("t1", "t2")))
     np.testing.assert_allclose(image.mean(dim=(1, 2, 3)).numpy(), [0.1, 0.2], atol=1e-6)
+
+
+def test_a_volume_that_a_client_loaded_itself_is_prepared_like_its_file(tmp_path):
+    array = np.random.default_rng(0).integers(-500, 500, (7, 8, 9)).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, oblique_affine((7, 8, 9))), tmp_path / "v.nii.gz")
+    affine = nib.load(tmp_path / "v.nii.gz").affine
+    known = facts((9, 9, 9), (1.25, 1.25, 1.25), "ct", (-500.0, 500.0))
+    # MONAI Label's item has further keys that start as the image's does; MONAI Deploy's holds the volume.
+    by_label = {"image": str(tmp_path / "v.nii.gz"), "image_path": str(tmp_path / "v.nii.gz"), "model": "m"}
+    by_deploy = {"image": MetaTensor(array, affine=affine, meta={"original_channel_dim": "no_channel"})}
+    expected = preprocess(tmp_path / "v.nii.gz", known)
+    for item in (by_label, by_deploy):
+        found = volume_preprocessing(known)(item)
+        np.testing.assert_allclose(found["image"].numpy(), expected.numpy(), atol=1e-5)
+        np.testing.assert_allclose(found["image"].affine.numpy(), expected.affine.numpy(), atol=1e-5)
+        assert {key: value for key, value in found.items() if key in ("image_path", "model")} == {
+            key: value for key, value in item.items() if key != "image"
+        }
 
 
 @pytest.mark.parametrize(
