@@ -24,7 +24,8 @@ from medvol.data.covariates import fit_columns
 from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits
 from medvol.data.study import Study
-from medvol.errors import MedvolError, find_refusal
+from medvol.data.table import items
+from medvol.errors import MedvolError, find_refusal, nearest
 
 TASKS = ("classification", "segmentation")
 IGNORED = ("TOO_MANY_CATEGORIES", "NO_FEATURES")
@@ -109,7 +110,8 @@ def make_bundle(target: str, source: str, options: NewOptions | None = None) -> 
     stated = options or NewOptions()
     folder = Path(os.path.abspath(target))  # noqa: PTH100 - links stay as they are
     _require_name(folder)
-    require_free(folder)
+    if any(task in folder.name for task in TASKS):  # else its name is not settled yet
+        require_free(folder)
     notes: tuple[str, ...] = ()
     if not stated.labels:
         return _make(folder, source, stated, notes)
@@ -128,6 +130,7 @@ def _make(folder: Path, source: str, stated: NewOptions, notes: tuple[str, ...])
     label_column = "label" if stated.labels else stated.label_column
     study = _positive_last(_opened(source, label_column, stated), stated.classes)
     split = assign_splits(study)
+    _require_columns(study, stated.exclude_columns)
     covariates, idle = _covariates(split, stated.exclude_columns)
     choice = choose_bundle(split, covariates=covariates, named=stated.bundle)
     folder = _named_for(folder, study.task)
@@ -140,6 +143,8 @@ def _make(folder: Path, source: str, stated: NewOptions, notes: tuple[str, ...])
     elif study.task == "classification":
         further["classes"] = list(study.classes)
     numbers = _numbers(choice.folder, source, {"label_column": label_column, **further}, stated)
+    if study.task == "classification":
+        items(numbers.study, "val")  # training refuses a study that has none
     write_bundle(
         Contents(
             folder=folder,
@@ -214,8 +219,24 @@ def _covariates(study: Study, excluded: Sequence[str]) -> tuple[list[str], list[
     return known, idle
 
 
+def _require_columns(study: Study, names: Sequence[str]) -> None:
+    known = {name for case in study.cases for name in case.covariates}
+    for name in names:
+        if name not in known:
+            raise MedvolError(
+                "UNKNOWN_OPTION",
+                file=study.source,
+                found=f"--exclude-columns names '{name}'",
+                expected="a column of covariates" if known else "none: the study has no covariates",
+                fix=nearest(name, known) or "leave it out",
+                details=sorted(known),
+            )
+
+
 def _assumed(study: Study, left_out: Sequence[str]) -> list[str]:
     notes = [note.partition(TOLD)[0] for note in study.notes]
+    if all(case.split != "test" for case in study.cases):
+        notes.append("no case in test: nothing but validation can be evaluated, with --eval_split val")
     return [*notes, f"columns that are left out: {', '.join(left_out)}"] if left_out else notes
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medvol.bundle.plan_file import plan_rows
 from medvol.data.facts import LARGEST_SIZE, Facts
+from medvol.data.image_facts import COLOURS
 from medvol.data.study import Study
 from medvol.errors import MedvolError
 from medvol.inference.runtime import Probe, measure_runtimes
@@ -168,7 +169,8 @@ def _rows_of_facts(facts: Facts) -> list[Row]:
         rows.append(("intensity", facts.intensity, _why_intensity(facts)))
         if facts.intensity == "ct":
             rows.append(("window_hu", " ".join(f"{one:g}" for one in facts.limits or ()), "what 0 and 1 stand for"))
-        rows.append(("in_channels", str(facts.in_channels), ", ".join(facts.channels)))
+        repeated = "; grey images are repeated" if facts.channels == COLOURS else ""
+        rows.append(("in_channels", str(facts.in_channels), ", ".join(facts.channels) + repeated))
     if facts.columns:
         names = ", ".join(f"{one.name} ({one.kind})" for one in facts.columns)
         rows.append(("columns", f"{len(facts.columns)}", f"{names}; name codes in categorical_columns"))
@@ -197,11 +199,12 @@ def _epochs(usual: int, steps: int, seconds: float | None, minutes: float | None
     why = f"the bundle's, {steps} steps each" if epochs == usual else f"{FEWEST_STEPS} steps of the optimiser at least"
     if minutes is None or seconds is None:
         return epochs, why
+    budget = f"{minutes:g} minute{'' if minutes == 1 else 's'}"
     fitting = max(1, int(minutes * 60 * TRAINING_SHARE / (seconds * steps)))
     if fitting >= epochs:
-        return epochs, f"{why}; fits into {minutes:g} minutes"
+        return epochs, f"{why}; fits into {budget}"
     short = "" if fitting * steps >= FEWEST_STEPS else f", less than the {FEWEST_STEPS} steps that it should have"
-    return fitting, f"what fits into {minutes:g} minutes, {usual} would be the bundle's{short}"
+    return fitting, f"what fits into {budget}, {usual} would be the bundle's{short}"
 
 
 def _outputs(network: nn.Module, facts: Facts) -> int:

@@ -18,6 +18,10 @@ EPILOG = """examples:
 Nothing is overwritten. Afterwards: medvol train FOLDER, medvol evaluate FOLDER, medvol predict FOLDER SCANS -o OUT."""
 
 
+NEW_DATA = {"features": "NEW_TABLE", "images": "NEW_IMAGES"}
+"""What there is to predict, by kind of study; else scans."""
+
+
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     new = commands.add_parser(
@@ -74,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         source += f" --label-column {in_shell(options.label_column)}"
     print(
         f"\nnext\n  medvol check {source}\n  medvol train {words}\n  medvol evaluate {words}\n"
-        f"  medvol predict {words} NEW_SCANS -o predicted"
+        f"  medvol predict {words} {NEW_DATA.get(made.choice.kind, 'NEW_SCANS')} -o predicted"
     )
 
 

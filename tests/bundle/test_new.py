@@ -96,6 +96,38 @@ def test_the_name_holds_the_word_of_the_task(tmp_path):
             make_bundle(name, str(table), QUICK)
 
 
+def test_the_study_may_have_the_name_that_the_bundle_takes_before_its_task(tmp_path):
+    (tmp_path / "mine").mkdir()
+    numbers_table(tmp_path / "mine" / "table.csv")
+    assert make_bundle("mine", "mine", QUICK).folder == tmp_path / "mine_classification"
+
+
+def test_a_column_to_exclude_that_is_not_there_is_refused_where_there_are_no_covariates(tmp_path):
+    table = classification_cohort(tmp_path / "cohort", patients=9, size=(12, 13, 14), layout="png")
+    with pytest.raises(MedvolError, match="UNKNOWN_OPTION.*exclude-columns.*'site'"):
+        make_bundle("mine", str(table), NewOptions(exclude_columns=("site",), measure=False))
+
+
+def test_a_study_without_a_validation_split_is_refused_and_one_without_a_test_split_is_told(tmp_path):
+    each = written(tmp_path / "each.csv", ["a", "label"], [(index, f"k{index}") for index in range(8)])
+    with pytest.raises(MedvolError, match="EMPTY_SPLIT.*'val'"):
+        make_bundle("mine", str(each), QUICK)
+    rows = [(index, index * 7 % 5, "xy"[index % 2], ("train", "val")[index % 4 // 2]) for index in range(40)]
+    table = written(tmp_path / "two.csv", ["a", "b", "label", "split"], rows)
+    assert any("no case in test" in note for note in make_bundle("mine", str(table), QUICK).notes)
+
+
+def test_what_to_predict_is_called_what_it_is(tmp_path, capsys):
+    numbers_table(tmp_path / "table.csv")
+    assert main(["new", "my", "table.csv"]) == 0
+    assert "predict my_classification NEW_TABLE" in capsys.readouterr().out
+    table = classification_cohort(tmp_path / "cohort", patients=9, size=(12, 13, 14), layout="png")
+    assert main(["new", "pictures", str(table)]) == 0
+    said = capsys.readouterr().out
+    assert "predict pictures_classification NEW_IMAGES" in said
+    assert "red, green, blue; grey images are repeated" in said
+
+
 def test_labels_to_regress_and_a_single_class_are_refused_with_the_way_out(tmp_path):
     ages = written(tmp_path / "ages.csv", ["a", "label"], [(index % 7, 20 + index * 1.5) for index in range(30)])
     with pytest.raises(MedvolError, match=r"30 different numbers as labels: a quantity to regress.*put classes"):
@@ -236,6 +268,7 @@ def test_a_small_study_gets_smaller_batches_and_enough_steps_and_minutes_shorten
     assert _epochs(10, 3, None, None)[0] == 50  # 150 steps
     assert _epochs(60, 10, 1.0, 5)[0] == 24  # 240 of 300 seconds, 10 a epoch
     assert _epochs(60, 10, 0.1, 5) == (60, "the bundle's, 10 steps each; fits into 5 minutes")
+    assert _epochs(60, 10, 0.01, 1)[1].endswith("fits into 1 minute")
     assert "less than the 150 steps" in _epochs(60, 10, 10.0, 5)[1]
 
 
