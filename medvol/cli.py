@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from medvol import __version__
 from medvol.commands import bundles, check, cohort, compare, deid, export, new, plan, pull, push, scan, short, table
+from medvol.commands.shared import with_dashes
 from medvol.errors import find_refusal
 
 EPILOG = """examples:
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         own, further = split_options(words[1:])
         words = [words[0], *own]
+    else:
+        words = with_dashes(words)
     options = parser().parse_args(words)
     options.further = further
     try:

@@ -97,3 +97,12 @@ def test_a_folder_without_a_segmentation_network_is_refused(bundle, table, tmp_p
     (bundle / "configs" / "train.json").write_text("{}")
     assert main(["plan", table, "-b", str(bundle)]) == 1
     assert "WRONG_KIND" in capsys.readouterr().err
+
+
+def test_a_shipped_bundle_goes_by_its_name_and_is_not_written_into(table, tmp_path, capsys):
+    stated = ["--patch-size", "16", "16", "16", "--minutes", "1", "--memory_gb", "4"]  # underscores as in a training
+    assert main(["plan", table, "-b", "unet_segmentation", *stated]) == 1
+    assert "MISSING_OPTION" in capsys.readouterr().err
+    file = tmp_path / "plan.json"
+    assert main(["plan", table, "-b", "unet_segmentation", "-o", str(file), *stated]) == 0
+    assert json.loads(file.read_text())["spatial_size"] == [16, 16, 16]

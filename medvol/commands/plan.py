@@ -12,7 +12,8 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     plan = commands.add_parser("plan", help="plan the training of a segmentation from its training split")
     plan.add_argument("dataset", help="any study that `medvol table` reads, with masks")
-    plan.add_argument("-b", "--bundle", type=Path, required=True, help="folder of a segmentation bundle")
+    kinds = "folder of a segmentation bundle, or the name of a shipped one, with -o"
+    plan.add_argument("-b", "--bundle", required=True, help=kinds)
     plan.add_argument("-o", "--output", type=Path, help="JSON file to write; default: configs/plan.json of the bundle")
     plan.add_argument(
         "--memory-gb", type=float, help="budget of the training process; default: 8, or half of what is free"
@@ -29,8 +30,19 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Plan, write the plan into the bundle and print it."""
     from medvol.bundle.plan_file import PLAN_FILE, plan_bundle, plan_rows, write_plan
+    from medvol.bundle.short import find_bundle
+    from medvol.errors import MedvolError
     from medvol.training.plan import PlanOptions
 
+    folder = find_bundle(options.bundle)
+    if options.output is None and folder != Path(options.bundle):
+        raise MedvolError(
+            "MISSING_OPTION",
+            file=folder,
+            found="no file for the plan",
+            expected="-o FILE, for a shipped bundle is not written into",
+            fix="pass -o, or make a bundle of your own with `medvol new`",
+        )
     stated = PlanOptions(
         spatial_size=options.patch_size or "auto",
         spacing_mm=options.spacing_mm or "auto",
@@ -41,12 +53,12 @@ def run(options: argparse.Namespace) -> None:
         minutes=options.minutes,
         measure_time=True,
     )
-    plan = plan_bundle(options.bundle, options.dataset, stated)
-    file = options.output or options.bundle / "configs" / PLAN_FILE
+    plan = plan_bundle(folder, options.dataset, stated)
+    file = options.output or folder / "configs" / PLAN_FILE
     write_plan(plan, file, stated)
     for name, value, reason in plan_rows(plan):
         print(f"{name:<18} {value:<22} {reason}")
     for note in plan.notes:
         print(f"note: {note}")
-    train = options.bundle / "configs" / "train.json"
+    train = folder / "configs" / "train.json"
     print(f"written to {file}; train with --config_file \"['{train}','{file}']\"")

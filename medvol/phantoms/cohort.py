@@ -86,6 +86,7 @@ def classification_cohort(
         MedvolError: BAD_ARGUMENT, or FOLDER_IN_USE when the folder holds something else.
     """
     shape = _checked(patients, size, layout, LAYOUTS, smallest=12)
+    _require_seed(seed)
     if not 0 < separation <= 6:
         raise bad_argument(f"separation={separation}", "above 0, at most 6")
     arguments = {
@@ -147,6 +148,7 @@ def segmentation_cohort(
         MedvolError: BAD_ARGUMENT, or FOLDER_IN_USE when the folder holds something else.
     """
     shape = _checked(patients, size, layout, SEGMENTATION_LAYOUTS, smallest=16)
+    _require_seed(seed)
     arguments = {
         "study": "body",
         "patients": patients,
@@ -169,6 +171,11 @@ def segmentation_cohort(
         return {"structures": STRUCTURES, "contrast_to_noise": contrast, "truth": truth}
 
     return made_once(folder, arguments, build)
+
+
+def _require_seed(seed: int) -> None:
+    if seed < 0:  # NumPy takes none
+        raise bad_argument(f"seed {seed}", "0 or more")
 
 
 def _checked(patients: int, size: Sequence[int], layout: str, layouts: Sequence[str], *, smallest: int) -> Size:

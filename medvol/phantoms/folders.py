@@ -39,15 +39,19 @@ def made_once(
         Path of `cases.csv`.
 
     Raises:
-        MedvolError: FOLDER_IN_USE when the folder holds anything else; nothing of it is touched.
+        MedvolError: FOLDER_IN_USE when the folder holds anything else, of which nothing is touched; CANNOT_WRITE.
     """
     target = Path(folder)
     found = _inspect(target, arguments)
     if found == "intact":
         return target / TABLE
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    draft.mkdir()
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise MedvolError(
+            "CANNOT_WRITE", file=target, found=str(error.strerror), fix="name a folder that you may write to"
+        ) from error
     try:
         facts = build(draft)
         _write_marker(draft, arguments, facts)

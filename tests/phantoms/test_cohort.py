@@ -402,3 +402,12 @@ def test_importing_the_phantoms_imports_no_heavy_library():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_place_that_cannot_be_written_to_and_a_negative_seed_are_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MedvolError, match="CANNOT_WRITE"):
+        classification_cohort(tmp_path / "file" / "cohort", layout="csv")
+    for make in (classification_cohort, segmentation_cohort):
+        with pytest.raises(MedvolError, match="BAD_ARGUMENT: seed -1"):
+            make(tmp_path / "cohort", seed=-1)
