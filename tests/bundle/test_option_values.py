@@ -1,0 +1,64 @@
+"""Values of options are of the kind that the bundle's own are, refused before anything is read."""
+
+import json
+
+import pytest
+
+from medvol.bundle.option_values import require_values
+from medvol.bundle.short import shipped_bundles
+from medvol.errors import MedvolError
+
+DEFINED = [
+    {"max_epochs": 60, "learning_rate": 0.003, "resume": False, "cache_ram_gb": 4, "spatial_size": "auto"},
+    {"max_epochs": "@more", "more": 5},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_epochs", "ten", r"--max_epochs ten.*a whole number from 1 on"),
+        ("max_epochs", 0, r"--max_epochs 0.*a whole number from 1 on"),
+        ("max_epochs", 1.5, r"--max_epochs 1.5.*a whole number from 1 on"),
+        ("max_epochs", float("inf"), r"--max_epochs inf.*a whole number"),
+        ("max_epochs", True, r"--max_epochs True.*a whole number"),
+        ("learning_rate", "abc", r"--learning_rate abc.*a number above 0.*such as --learning_rate 0.003"),
+        ("learning_rate", -1, r"--learning_rate -1.*a number above 0"),
+        ("learning_rate", [0.1], r"--learning_rate \[0.1\].*a number above 0"),
+        ("cache_ram_gb", "much", r"--cache_ram_gb much.*a number.*such as --cache_ram_gb 4"),
+        ("resume", "maybe", r"--resume maybe.*True or False"),
+        ("resume", 2, r"--resume 2.*True or False"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_an_example(name, value, words):
+    with pytest.raises(MedvolError, match=f"BAD_VALUE: {words}"):
+        require_values({name: value}, DEFINED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_epochs", 1),
+        ("max_epochs", "auto"),
+        ("max_epochs", "$20 * 2"),
+        ("max_epochs", "@more"),
+        ("learning_rate", 1),
+        ("cache_ram_gb", 0.5),
+        ("cache_ram_gb", None),
+        ("resume", 1),
+        ("resume", True),
+        ("spatial_size", [64, 64, 64]),
+        ("run_name", "x"),
+    ],
+)
+def test_other_numbers_expressions_and_what_has_no_kind_are_taken(name, value):
+    require_values({name: value}, DEFINED)
+
+
+def test_every_shipped_configuration_satisfies_the_rules():
+    for folder in shipped_bundles():
+        files = [file for file in (folder / "configs").glob("*.json") if file.name != "metadata.json"]
+        configs = [json.loads(file.read_text()) for file in files]
+        assert len(configs) > 2
+        for config in configs:
+            require_values(config, configs)
