@@ -4,20 +4,17 @@
 
 Each shipped bundle is copied by `medvol new` for a tiny synthetic study, given random weights, and handed to
 `monai.bundle`'s verify_metadata, verify_net_in_out, ckpt_export, onnx_export and load, and to `medvol export`. Three of
-them are trained and evaluated by `MonaiAlgo`, the federated client in MONAI's wheel. `load` and `MonaiAlgo` initialise
-a bundle before they tell it where it lies, so they are called from the bundle's folder.
+them are trained and evaluated by `MonaiAlgo`, the federated client in MONAI's wheel.
 """
 
 import argparse
 import copy
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -149,21 +146,9 @@ def made_small(bundle, place):
     return copy
 
 
-@contextmanager
-def chdir(folder):
-    """Work in a folder for a while."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def loaded(own):
     """Load the bundle by name, as the model zoo's users do."""
-    with chdir(own):
-        network = load(name=own.name, bundle_dir=str(own.parent), workflow_type="inference")
+    network = load(name=own.name, bundle_dir=str(own.parent), workflow_type="inference")
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"load gave a {type(network).__name__}")
 
@@ -173,13 +158,12 @@ def federated(own):
     from monai.fl.client import MonaiAlgo
     from monai.fl.utils.constants import ExtraItems
 
-    with chdir(own):
-        algo = MonaiAlgo(bundle_root=str(own), local_epochs=1, send_weight_diff=False)
-        algo.initialize(extra={ExtraItems.CLIENT_NAME: "here", ExtraItems.APP_ROOT: str(own)})
-        # Copied, as weights are that went to a server and back; the client hands out the network's own memory.
-        algo.train(data=copy.deepcopy(algo.get_weights()), extra={})
-        report = algo.evaluate(data=copy.deepcopy(algo.get_weights()), extra={})
-        algo.finalize()
+    algo = MonaiAlgo(bundle_root=str(own), local_epochs=1, send_weight_diff=False)
+    algo.initialize(extra={ExtraItems.CLIENT_NAME: "here", ExtraItems.APP_ROOT: str(own)})
+    # Copied, as weights are that went to a server and back; the client hands out the network's own memory.
+    algo.train(data=copy.deepcopy(algo.get_weights()), extra={})
+    report = algo.evaluate(data=copy.deepcopy(algo.get_weights()), extra={})
+    algo.finalize()
     return f"{len(report.metrics)} metrics"
 
 

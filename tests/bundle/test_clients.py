@@ -69,9 +69,9 @@ def test_an_output_folder_that_is_named_stays_where_it_was_named(tiny):
 def test_a_folder_that_is_no_bundle_is_refused_as_before(tiny, kept_outside):
     options = {"bundle_root": "elsewhere"}
     if kept_outside:
-        Path("deep").mkdir()
-        tiny, options = Path(shutil.copy(tiny, "deep")), {}
-        shutil.copy(ROOT / "bundles" / "unet_segmentation" / "configs" / "metadata.json", "deep")
+        Path("deep/er").mkdir(parents=True)
+        shutil.copy(ROOT / "bundles" / "unet_segmentation" / "configs" / "metadata.json", "deep/er")
+        tiny, options = Path(shutil.copy(tiny, "deep/er")), {}
     with pytest.raises(RuntimeError) as wrapped:
         started(tiny, **options)
     refusal = find_refusal(wrapped.value)
