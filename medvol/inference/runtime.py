@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from medvol.errors import MedvolError, require_choice
 from medvol.inference.memory import keep_freed_memory
 from medvol.io.atomic import write_text
+from medvol.networks.small_maps import use_exact_small_maps
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,8 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
 ) -> Runtime:
     """Return the fastest way to run `network` on this machine, and put its weights into that layout.
 
+    On a processor convolutions of small maps are kept in float32 while training (`medvol.networks.small_maps`).
+
     Args:
         network: Network on `device`; a copy is timed, its weights stay as they are.
         input_shape: Channel and spatial size of one volume, patch or image, as (channel, x, y, z).
@@ -168,6 +171,8 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
+        if purpose == "train":
+            use_exact_small_maps(network)
     if precision != "auto":
         runtime = Runtime(device.type, precision, bool(channels_last))
     elif device.type == "cpu":
