@@ -111,7 +111,11 @@ class ShuffleByEpoch:
 
 @final
 class ClipGradients:
-    """Scale the gradients of a step down to a largest norm (Pascanu et al., ICML 2013)."""
+    """Scale the gradients of a step down to a largest norm (Pascanu et al., ICML 2013).
+
+    Raises:
+        MedvolError: `NAN_GRADIENT` before the step, where one is not finite although the loss is.
+    """
 
     def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
         self.network = network
@@ -123,7 +127,14 @@ class ClipGradients:
 
     def __call__(self, engine: Engine) -> None:
         """Clip in place."""
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        if not torch.isfinite(norm):
+            raise MedvolError(
+                "NAN_GRADIENT",
+                found=f"gradients of norm {float(norm)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}",
+                expected="finite gradients",
+                fix="lower --learning_rate or pass --precision float32; the last checkpoint is kept",
+            )
 
 
 @final

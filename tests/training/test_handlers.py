@@ -87,6 +87,18 @@ def test_gradients_are_clipped_before_the_step():
     assert torch.stack(moved).norm().item() == pytest.approx(0.05, rel=1e-4)
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    network, data = linear(), cases(2)
+    before = copy.deepcopy(network.state_dict())
+    next(network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    engine = trainer(network, data, [RefuseNan(), ClipGradients(network)])
+    engine.logger.disabled = True
+    with pytest.raises(MedvolError, match="NAN_GRADIENT: gradients of norm (nan|inf) in epoch 1, iteration 1"):
+        engine.run()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+
+
 def test_nan_stops_before_the_step_and_names_the_case():
     network, data = linear(), cases(4)
     data[2]["image"] = data[2]["image"].clone().fill_(float("nan"))
