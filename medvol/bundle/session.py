@@ -21,10 +21,11 @@ from pydoc import locate
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import ComponentLocator
+from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from medvol.bundle.clients import place_bundle, running_bundle, running_parser, take_cases
+from medvol.bundle.option_values import require_values
 from medvol.data.processes import Processes
 from medvol.errors import MedvolError, find_refusal, nearest
 
@@ -88,6 +89,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
     config = _running_config()
     check_options(config, _defined_config(root))
     require_used(config, root)
+    require_values(config, _defined_config(root))
     if processes is not None and not any(PARTING in str(one) for one in config.get("run", [PARTING])):
         raise MedvolError(
             "WRONG_ORDER",
@@ -95,7 +97,9 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
             expected="it as the last one",
             fix="write --config_file \"['train.json','evaluate.json','multi_process_cpu.json']\"",
         )
-    _track_whole_batches()
+    if parser is not None:
+        _track_whole_batches(parser)
+        _end_tracked_evaluation(parser)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -206,15 +210,12 @@ def _running_config() -> dict[str, Any]:
     return {} if parser is None else {key: value for key, value in parser.get().items() if key != parser.meta_key}
 
 
-def _track_whole_batches() -> None:
+def _track_whole_batches(parser: ConfigParser) -> None:
     """Let the handler of `--tracking mlflow` read what a bundle gives it.
 
     It expects a batch split into cases, and ours are not, and an `output_dir` that is an expression: of a plain one
     MONAI makes a file name with a plus in it, and the configuration would not be kept.
     """
-    parser = running_parser()
-    if parser is None:
-        return
     for index, handler in enumerate(parser.get("train#handlers") or []):
         if not isinstance(handler, dict) or handler.get("output_transform") != TRACKED_LOSS:
             continue
@@ -224,6 +225,16 @@ def _track_whole_batches() -> None:
         folder, _, name = str(parser["save_execute_config"]).rpartition(" + '/")
         if folder and not folder.startswith("$"):
             whole.update_config({**whole.get_config(), "artifacts": str(Path(folder) / name.rstrip("'"))})
+
+
+def _end_tracked_evaluation(parser: ConfigParser) -> None:
+    """Let MLflow's run end with an evaluation: MONAI leaves a validator's open for its trainer, and here is none."""
+    if "train::trainer" in str(parser.get("run", "")).replace("#", "::"):
+        return
+    for index, handler in enumerate(parser.get("validate#handlers") or []):
+        if isinstance(handler, dict) and handler.get("_target_") == "MLFlowHandler":
+            tracked = parser.ref_resolver.get_item(f"validate::handlers::{index}")
+            tracked.update_config({**tracked.get_config(), "close_on_complete": True})
 
 
 def _defined_config(root: Path) -> list[dict[str, Any]]:

@@ -129,9 +129,10 @@ class ClipGradients:
         """Clip in place."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
         if not torch.isfinite(norm):
+            when = f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
             raise MedvolError(
                 "NAN_GRADIENT",
-                found=f"gradients of norm {float(norm)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}",
+                found=f"gradients of norm {float(norm)} in {when}",
                 expected="finite gradients",
                 fix="lower --learning_rate or pass --precision float32; the last checkpoint is kept",
             )

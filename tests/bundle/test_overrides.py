@@ -237,6 +237,23 @@ def test_mlflow_keeps_metrics_parameters_and_configuration_in_a_local_file(name,
     assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::FutureWarning:mlflow")
+def test_the_run_that_mlflow_keeps_of_an_evaluation_ends_with_it(tmp_path, tables, bundle_run):
+    pytest.importorskip("mlflow", reason="needs mlflow")
+    pytest.importorskip("sqlalchemy", reason="mlflow's local store needs sqlalchemy and alembic")
+    from mlflow import MlflowClient
+
+    name = "mlp_tabular_classification"
+    options = {**QUIET, "dataset_dir": str(tables[name][0]), "model_dir": str(tmp_path / "models")}
+    bundle_run(ROOT / name, ["train"], tmp_path, **options, **SMALL[name])
+    bundle_run(ROOT / name, ["train", "evaluate"], tmp_path, **options, tracking="mlflow")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
+    (experiment,) = (one for one in client.search_experiments() if one.name == "monai_experiment")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert "auc" in run.data.metrics
+
+
 def test_a_run_reports_nothing_to_the_makers_of_mlflow(tmp_path, tables, bundle_run, monkeypatch):
     pytest.importorskip("mlflow", reason="needs mlflow")
     telemetry = pytest.importorskip("mlflow.telemetry.client", reason="this MLflow has no telemetry")
