@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from medvol.errors import MedvolError
 
 LEAST = {
-    "max_epochs": 1,
-    "batch_size": 1,
-    "val_interval": 1,
-    "patches_per_epoch": 1,
-    "workers": 0,
-    "seed": 0,
-    "split_seed": 0,
+    **dict.fromkeys(("max_epochs", "batch_size", "val_interval", "patches_per_epoch", "early_stop_patience"), 1),
+    **dict.fromkeys(("width", "feature_size", "in_channels", "top"), 1),
+    **dict.fromkeys(("workers", "seed", "split_seed", "report_cases"), 0),
 }
 """Whole numbers, and the smallest that each may be."""
 
-ABOVE_ZERO = ("learning_rate",)
+ABOVE_ZERO = ("learning_rate", "nsd_tolerance_mm")
+NOT_NEGATIVE = ("weight_decay", "encoder_factor", "cache_ram_gb")
+SHARES = ("warmup_fraction", "label_smoothing")
+"""From 0 to below 1."""
 
 
 def require_values(config: Mapping[str, Any], defined: Sequence[Mapping[str, Any]]) -> None:
@@ -38,6 +39,7 @@ def require_values(config: Mapping[str, Any], defined: Sequence[Mapping[str, Any
     Raises:
         MedvolError: `BAD_VALUE` with the option, its value, what it may be, and an example.
     """
+    _require_device(config.get("device"))
     for name, value in config.items():
         own = next((one[name] for one in defined if isinstance(one.get(name), bool | int | float)), None)
         if own is None or value is None or value == "auto" or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
@@ -57,6 +59,32 @@ def _expected(name: str, value: Any, own: bool | float) -> str:
     if name in LEAST:
         least = LEAST[name]
         return "" if is_number and value >= least and float(value).is_integer() else f"a whole number from {least} on"
-    if name in ABOVE_ZERO:
-        return "" if is_number and value > 0 else "a number above 0"
+    rules = {
+        "a number above 0": (ABOVE_ZERO, lambda: value > 0),
+        "a number that is not negative": (NOT_NEGATIVE, lambda: value >= 0),
+        "a number from 0 to below 1": (SHARES, lambda: 0 <= value < 1),
+    }
+    for words, (names, holds) in rules.items():
+        if name in names:
+            return "" if is_number and holds() else words
     return "" if is_number else "a number"
+
+
+def _require_device(value: Any) -> None:
+    """Refuse a device that is named on the command line and is not there; an expression is the bundle's own."""
+    if not isinstance(value, str) or value.startswith("$"):
+        return
+    try:
+        device = torch.device(value)
+        there = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    except RuntimeError:  # torch's refusal of the name lists all devices that it has ever known
+        there = False
+    if not there:
+        cards = torch.cuda.device_count()
+        known = ["cpu", *(["cuda"] if cards else []), *(f"cuda:{index}" for index in range(cards))]
+        raise MedvolError(
+            "BAD_VALUE",
+            found=f"--device {value[:60]}",
+            expected=" or ".join(known[:5]),
+            fix="leave it out: a graphics card is taken where torch finds one",
+        )

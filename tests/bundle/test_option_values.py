@@ -10,6 +10,7 @@ from medvol.errors import MedvolError
 
 DEFINED = [
     {"max_epochs": 60, "learning_rate": 0.003, "resume": False, "cache_ram_gb": 4, "spatial_size": "auto"},
+    {"warmup_fraction": 0.25, "device": "$torch.device('cpu')"},
     {"max_epochs": "@more", "more": 5},
 ]
 
@@ -26,6 +27,10 @@ DEFINED = [
         ("learning_rate", -1, r"--learning_rate -1.*a number above 0"),
         ("learning_rate", [0.1], r"--learning_rate \[0.1\].*a number above 0"),
         ("cache_ram_gb", "much", r"--cache_ram_gb much.*a number.*such as --cache_ram_gb 4"),
+        ("cache_ram_gb", -5, r"--cache_ram_gb -5.*not negative"),
+        ("warmup_fraction", 2, r"--warmup_fraction 2.*from 0 to below 1"),
+        ("device", "foo", r"--device foo; expected cpu.*leave it out"),
+        ("device", "cuda:99", r"--device cuda:99; expected cpu.*leave it out"),
         ("resume", "maybe", r"--resume maybe.*True or False"),
         ("resume", 2, r"--resume 2.*True or False"),
     ],
@@ -49,6 +54,9 @@ def test_a_value_of_another_kind_is_refused_with_an_example(name, value, words):
         ("resume", True),
         ("spatial_size", [64, 64, 64]),
         ("run_name", "x"),
+        ("warmup_fraction", 0),
+        ("device", "cpu"),
+        ("device", "$torch.device('cuda')"),
     ],
 )
 def test_other_numbers_expressions_and_what_has_no_kind_are_taken(name, value):
