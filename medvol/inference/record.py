@@ -165,7 +165,7 @@ def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord)
     """
     path = Path(model_dir) / WEIGHTS_FILE
     if not path.is_file():
-        raise MedvolError("NO_WEIGHTS", file=path, found="no trained weights", fix="run configs/train.json first")
+        raise MedvolError("NO_WEIGHTS", file=path, found="no trained weights", fix="train the bundle first")
     if record.weights_sha256 and file_sha256(path) != record.weights_sha256:
         raise MedvolError(
             "WEIGHTS_MISMATCH",
