@@ -41,7 +41,7 @@ def test_without_a_record_the_shipped_facts_count(tmp_path):
 
 
 def test_missing_weights_say_to_train_first(tmp_path):
-    with pytest.raises(MedvolError, match=r"NO_WEIGHTS.*train\.json"):
+    with pytest.raises(MedvolError, match=r"NO_WEIGHTS.*train the bundle first"):
         load_weights(network(), tmp_path, ModelRecord(FACTS))
 
 
