@@ -20,8 +20,8 @@ LEAST = {
 }
 """Whole numbers, and the smallest that each may be."""
 
-ABOVE_ZERO = ("learning_rate", "nsd_tolerance_mm")
-NOT_NEGATIVE = ("weight_decay", "encoder_factor", "cache_ram_gb")
+ABOVE_ZERO = ("nsd_tolerance_mm",)
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "encoder_factor", "cache_ram_gb")
 SHARES = ("warmup_fraction", "label_smoothing")
 """From 0 to below 1."""
 

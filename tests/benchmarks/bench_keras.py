@@ -42,6 +42,7 @@ class Setting:
         cases: Number of cases.
         native: Whether Keras' model is built of Keras layers.
         options: Of the bundle.
+        covariates: Numbers that each case has beside its volume.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Setting:
     cases: int
     native: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    covariates: int = 0
 
 
 SETTINGS = {
@@ -58,6 +60,7 @@ SETTINGS = {
     "resnet3d": Setting("resnet3d_classification", (28, 28, 28, 1), 256),
     "densenet3d": Setting("densenet3d_classification", (28, 28, 28, 1), 128),
     "vit3d": Setting("vit3d_classification", (28, 28, 28, 1), 128),
+    "fusion": Setting("fusion_classification", (28, 28, 28, 1), 256, covariates=2),
     "resnet50_2d": Setting(
         "resnet50_2d_classification", (128, 128, 3), 64, options={"spatial_size": [128, 128], "batch_size": 16}
     ),
@@ -75,6 +78,8 @@ def write_study(setting: Setting, folder: Path) -> Path:
     rng = np.random.default_rng(0)
     labels = np.arange(setting.cases) % 2
     folder.mkdir(parents=True)
+    if setting.covariates:
+        return write_volumes_and_covariates(setting, folder)
     if len(setting.shape) == 1:
         with (folder / "rows.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
@@ -90,6 +95,21 @@ def write_study(setting: Setting, folder: Path) -> Path:
         arrays[f"{split}_labels"] = np.resize(labels, count)[:, None].astype(np.uint8)
     np.savez(folder / "study.npz", **arrays)
     return folder / "study.npz"
+
+
+def write_volumes_and_covariates(setting: Setting, folder: Path) -> Path:
+    """Write a volume per case and a case table with its covariates; return the table."""
+    rng = np.random.default_rng(0)
+    names = [f"x{index}" for index in range(setting.covariates)]
+    with (folder / "cases.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["case", "image", "label", "split", *names])
+        for index in range(setting.cases + 16):
+            image = f"case{index}.npy"
+            np.save(folder / image, rng.integers(0, 256, setting.shape[:-1], dtype=np.uint8))
+            numbers = rng.normal(size=setting.covariates).round(4)
+            writer.writerow([f"case{index}", image, f"c{index % 2}", "val" if index < 16 else "train", *numbers])
+    return folder / "cases.csv"
 
 
 def medvol_seconds(setting: Setting, folder: Path, epochs: int) -> float:
@@ -139,6 +159,9 @@ def keras_seconds(name: str, setting: Setting, epochs: int, batch: int) -> float
         loss: Any = "binary_crossentropy"
     else:
         images = np.ascontiguousarray(np.moveaxis(images, -1, 1))
+        if setting.covariates:
+            rows = rng.normal(size=(setting.cases, setting.covariates)).astype(np.float32)
+            images = np.concatenate([images.reshape(setting.cases, -1), rows], axis=1)
         model = keras.Sequential([keras.layers.TorchModuleWrapper(wrapped_network(name, setting))])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss)
@@ -158,6 +181,7 @@ def keras_seconds(name: str, setting: Setting, epochs: int, batch: int) -> float
 def wrapped_network(name: str, setting: Setting) -> Any:
     """Return the bundle's network for two classes."""
     from medvol.networks.densenet3d import densenet3d
+    from medvol.networks.fusion import fusion_network
     from medvol.networks.resnet2d import resnet50_2d
     from medvol.networks.resnet3d import resnet3d
     from medvol.networks.vit2d import vit2d
@@ -168,10 +192,27 @@ def wrapped_network(name: str, setting: Setting) -> Any:
         "resnet3d": lambda: resnet3d(channels, 2),
         "densenet3d": lambda: densenet3d(channels, 2, spatial_size=size),
         "vit3d": lambda: volume_transformer(channels, 2, spatial_size=size),
+        "fusion": lambda: in_one_row(fusion_network(channels, setting.covariates, 2), (channels, *size)),
         "resnet50_2d": lambda: resnet50_2d(channels, 2),
         "vit2d": lambda: vit2d(channels, 2, spatial_size=size, preset="compact"),
     }
     return build[name]()
+
+
+def in_one_row(network: Any, shape: tuple[int, ...]) -> Any:
+    """Return the network behind one tensor, (n, voxels and covariates), as Keras' wrapper of a module takes it."""
+    from torch import nn
+
+    class InOneRow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, rows: Any) -> Any:
+            voxels = int(np.prod(shape))
+            return self.network(rows[:, :voxels].reshape(-1, *shape), rows[:, voxels:])
+
+    return InOneRow()
 
 
 def default_batch(setting: Setting) -> int:
