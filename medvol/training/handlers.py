@@ -111,11 +111,7 @@ class ShuffleByEpoch:
 
 @final
 class ClipGradients:
-    """Scale the gradients of a step down to a largest norm (Pascanu et al., ICML 2013).
-
-    Raises:
-        MedvolError: `NAN_GRADIENT` before the step, where one is not finite although the loss is.
-    """
+    """Scale the gradients of a step down to a largest norm (Pascanu et al., ICML 2013); refuse `NAN_GRADIENT`."""
 
     def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
         self.network = network
@@ -129,13 +125,9 @@ class ClipGradients:
         """Clip in place."""
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
         if not torch.isfinite(norm):
-            when = f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
-            raise MedvolError(
-                "NAN_GRADIENT",
-                found=f"gradients of norm {float(norm)} in {when}",
-                expected="finite gradients",
-                fix="lower --learning_rate or pass --precision float32; the last checkpoint is kept",
-            )
+            found = f"norm {float(norm)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}"
+            fix = "lower --learning_rate or pass --precision float32"
+            raise MedvolError("NAN_GRADIENT", found=found, expected="finite gradients", fix=fix)
 
 
 @final
