@@ -182,6 +182,7 @@ class DimsePeer:
                 tls_args=self._tls,
             )
             if not association.is_established:
+                _close_socket(association)
                 raise self._not_associated(association)
             is_done = False
             try:
@@ -282,6 +283,13 @@ def _context(abstract: str, syntaxes: Sequence[str]) -> PresentationContext:
     from pynetdicom.presentation import build_context
 
     return build_context(abstract, list(syntaxes))
+
+
+def _close_socket(association: Association) -> None:
+    """Close what pynetdicom leaves open where a peer hangs up within TLS; it would warn when it is collected."""
+    held = association.dul.socket
+    if held is not None and held.socket is not None:
+        held.socket.close()
 
 
 def _without_waits(event: Any) -> None:
