@@ -86,10 +86,10 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
         )
     if parser is not None:
         take_cases(parser, root, output)
-    config = _running_config()
-    check_options(config, _defined_config(root))
+    config, defined = _running_config(), _defined_config(root)
+    check_options(config, defined)
     require_used(config, root)
-    require_values(config, _defined_config(root))
+    require_values(config, defined)
     if processes is not None and not any(PARTING in str(one) for one in config.get("run", [PARTING])):
         raise MedvolError(
             "WRONG_ORDER",

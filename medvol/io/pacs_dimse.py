@@ -102,6 +102,9 @@ class DimsePeer:
                 raise
             return dict.fromkeys((one.uid for one in batch), _NOT_TAKEN)  # none of the kinds in this batch
 
+    def close(self) -> None:
+        """Do nothing: each request has an association of its own, which ends with it."""
+
     def _send(self, batch: Sequence[Outgoing]) -> dict[str, str]:
         kinds = dict.fromkeys((one.sop_class, one.syntax) for one in batch)
         reasons = {}

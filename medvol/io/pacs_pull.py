@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,11 @@ def pull(
         MedvolError: What prevents the first answer, as `NOTHING_FOUND`, `NOT_AUTHORISED`, `CONNECTION_LOST`; and
             `DISK_FULL` at any time. Whatever meets a later series stands in its row.
     """
-    access = Access() if access is None else access
+    with closing(peer):
+        return _pull(peer, requests, folder, Access() if access is None else access, show_progress=show_progress)
+
+
+def _pull(peer: Peer, requests: Sequence[Request], folder: Path, access: Access, *, show_progress: bool) -> Outcome:
     rows: list[Row] = []
     seen: set[str] = set()
     for index, request in enumerate(requests):

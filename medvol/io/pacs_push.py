@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -57,7 +57,8 @@ def push(
     before = {one.uid for one in outgoing if not again and journal.knows(one)}
     waiting = [one for one in outgoing if one.uid not in before]
     stopped: MedvolError | None = None
-    with tqdm(total=len(outgoing), initial=len(before), desc="Sending", unit="file", disable=not show_progress) as bar:
+    known, quiet = len(before), not show_progress
+    with closing(peer), tqdm(total=len(outgoing), initial=known, desc="Sending", unit="file", disable=quiet) as bar:
         for batch in _batches(waiting):
             try:
                 answer = retry(access, partial(peer.send, batch))

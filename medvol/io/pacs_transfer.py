@@ -57,6 +57,9 @@ class Peer(Finder, Protocol):
     def send(self, batch: Sequence[Outgoing]) -> Mapping[str, str]:
         """Send files; return the reason by SOP instance UID, empty for those that the PACS confirms."""
 
+    def close(self) -> None:
+        """Close connections that are kept alive; a later request opens its own."""
+
 
 @dataclass(frozen=True)
 class Row:

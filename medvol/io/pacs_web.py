@@ -120,6 +120,10 @@ class WebPeer:
             reasons[str(item.get("ReferencedSOPInstanceUID"))] = f"failure {code:#06x}" if code else "it failed"
         return {one.uid: reasons[one.uid] for one in batch}
 
+    def close(self) -> None:
+        """Close connections that are kept alive; a later request opens its own."""
+        self._session.close()
+
     def _page(self, level: str, keys: Mapping[str, str], wanted: Sequence[str], offset: int) -> list[dict[str, str]]:
         filters = dict(keys)
         options: dict[str, Any] = {"fields": wanted, "offset": offset or None}

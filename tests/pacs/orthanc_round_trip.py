@@ -105,7 +105,7 @@ class Killing:
 
     def __init__(self, peer, process, after):
         self.peer, self.process, self.left = peer, process, after
-        self.find = peer.find
+        self.find, self.close = peer.find, peer.close
 
     def fetch(self, remote, wanted, keep):
         def keep_and_kill(uid, write):

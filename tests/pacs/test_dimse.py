@@ -1,5 +1,6 @@
 """Pulling and pushing by DICOM's own protocol, against a peer of pynetdicom in this process."""
 
+import gc
 import ssl
 from dataclasses import replace
 
@@ -200,3 +201,15 @@ def test_a_peer_that_asks_for_a_certificate_gets_the_own_one(
     assert fetch(peer, datasets, access=known).is_whole
     with pytest.raises(MedvolError, match="TLS_FAILED|CONNECTION_LOST"):
         fetch(peer, datasets, access=replace(quick, ca_file=certificate[0]))
+
+
+def open_tls_clients():
+    sockets = [one for one in gc.get_objects() if isinstance(one, ssl.SSLSocket) and not one.server_side]
+    return {id(one) for one in sockets if one.fileno() >= 0}
+
+
+def test_a_peer_that_hangs_up_within_tls_leaves_no_socket_open(fetch, start_dicom, write, tls, quick):
+    before = open_tls_clients()
+    with pytest.raises(MedvolError, match="TLS_FAILED"):
+        fetch(start_dicom(context=tls), write("a"), access=quick)
+    assert open_tls_clients() <= before
