@@ -146,6 +146,7 @@ def test_a_stacked_npy_study_and_one_of_three_classes_go_through_the_same_bundle
         ({"max_epoch": 1}, "UNKNOWN_OPTION: --max_epoch;.*'--max_epochs'"),
         ({"dataset_dir": "nowhere"}, "NOT_FOUND"),
         ({"dataset_dir": "empty"}, "EMPTY"),
+        ({"max_epochs": "ten"}, "BAD_VALUE: --max_epochs ten; expected a whole number"),
         ({"precision": "bfloat"}, "UNKNOWN_OPTION.*bfloat16"),
         ({"spatial_size": [4, 4]}, "UNKNOWN_OPTION.*three positive numbers"),
     ],
