@@ -8,6 +8,7 @@ syntax in which they are stored.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -149,7 +150,8 @@ class WebPeer:
         """Let an answer be read up to its limit, and only to its end: a body may stop without an error."""
         from requests.exceptions import ChunkedEncodingError
 
-        read = response.iter_content
+        # Weakly: an answer that holds itself keeps its connection open until it is collected.
+        read = partial(type(response).iter_content, weakref.proxy(response))
         kind = response.headers.get("content-type", "")
         boundary = kind.partition("boundary=")[2].split(";")[0].strip().strip('"')
         closing = f"--{boundary}--".encode() if boundary else b""

@@ -1,6 +1,9 @@
 """Pulling by DICOMweb: whole series or none, whatever the service does."""
 
+import contextlib
+import gc
 import logging
+import socket
 import ssl
 from dataclasses import replace
 
@@ -12,6 +15,7 @@ from medvol.io import pacs_web
 from medvol.io.dicom_scan import scan_tree
 from medvol.io.pacs_address import Access, parse_address
 from medvol.io.pacs_pull import pull
+from medvol.io.pacs_push import push
 from medvol.io.pacs_query import Request, uid_request
 from medvol.io.pacs_store import HIDDEN
 from medvol.io.pacs_transfer import connect
@@ -316,3 +320,22 @@ def test_an_unreachable_service_is_refused_after_its_retries(tmp_path):
     peer = connect(parse_address("http://127.0.0.1:9/dicom-web"), access)
     with pytest.raises(MedvolError, match="CONNECTION_LOST"):
         pull(peer, [uid_request("1.2")], tmp_path, access=access)
+
+
+def connections_to(port):
+    sockets = [one for one in gc.get_objects() if isinstance(one, socket.socket) and one.fileno() >= 0]
+    found = 0
+    for one in sockets:
+        with contextlib.suppress(OSError):  # one that listens has no peer
+            found += one.getpeername()[1] == port
+    return found
+
+
+def test_a_pull_and_a_push_leave_no_connection_open(web, archive, write, tmp_path, quick):
+    datasets = write("a")
+    archive.add(*datasets)
+    peer = connect(web.address, quick)
+    assert pull(peer, [uid_request(datasets[0].StudyInstanceUID)], tmp_path / "out", access=quick).is_whole
+    assert connections_to(web.server.server_port) == 0
+    assert push(peer, web.address, [tmp_path / "a"], access=quick).is_whole
+    assert connections_to(web.server.server_port) == 0
