@@ -1,7 +1,9 @@
 """The command `medvol scan`: a line per series, a verdict for each, and no word of the patient."""
 
 import csv
+import gzip
 import json
+import re
 import shutil
 
 import numpy as np
@@ -137,3 +139,11 @@ def test_a_table_of_nothing_is_refused(tree, tmp_path, capsys):
     assert main(["scan", str(tree / "two" / "gap"), "--csv", str(tmp_path / "cases.csv")]) == 1
     assert "NO_VOLUMES" in capsys.readouterr().err
     assert not (tmp_path / "cases.csv").exists()
+
+
+@pytest.mark.parametrize(("cut", "code"), [(None, "BAD_DICOM.*another kind of file"), (400, "TRUNCATED")])
+def test_a_file_by_its_name_that_is_no_dicom_file_is_refused(tmp_path, capsys, cut, code):
+    path = _write(tmp_path / "one", "third", 4)[0]
+    path.write_bytes(path.read_bytes()[:cut] if cut else gzip.compress(b"no image"))
+    assert main(["scan", str(path)]) == 1
+    assert re.search(f"medvol: {code}", capsys.readouterr().err)

@@ -66,7 +66,7 @@ def scan(path: Path) -> Scan:
         try:
             headers = read_slice_headers(file)
         except MedvolError as error:
-            damaged.append(error)
+            damaged.append(error if is_dicom(head) else _no_dicom(file, head))
             continue
         slices.extend(headers)
         if not headers:
@@ -140,9 +140,9 @@ def _no_dicom(file: Path, head: bytes) -> MedvolError:
         return MedvolError(
             "BAD_DICOM",
             file=file,
-            found="no DICOM file, though named as one",
+            found="another kind of file",
             expected="a DICOM file",
-            fix="copy it again, or remove it",
+            fix="copy it again, remove it or name another",
         )
     return truncated(file, f"{size:,} bytes" + (", all zero at the start" if size else ""), "an image")
 

@@ -90,10 +90,13 @@ def scan_tree(folder: str | os.PathLike[str], *, key: bytes = b"") -> TreeScan:
         key: Secret of the pseudonyms; the same key gives the same ones.
 
     Raises:
-        MedvolError: `NOT_FOUND`, `CANNOT_READ`, or `NO_DICOM` when there is no DICOM file at all.
+        MedvolError: `NOT_FOUND`, `CANNOT_READ`, `NO_DICOM` when there is no DICOM file at all, or, for a file by its
+            name, why it cannot be read.
     """
     folder = existing(Path(folder))
     found = scan(folder)
+    if not folder.is_dir() and found.damaged:
+        raise found.damaged[0]
     rows = []
     for info in series_of(found, folder):
         places = series_places(info) if folder.is_dir() and info.uid else [(info.files[0], info.verdict)]

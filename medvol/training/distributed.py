@@ -71,12 +71,23 @@ def parallel(
     """
     wrapped = DistributedDataParallel(
         network,
+        process_group=_group_of_gradients(),
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         **OWN_BUFFERS,
         find_unused_parameters=may_skip_layers,
     )
     torch.manual_seed(seed * 1_000_003 + processes.rank)
     return wrapped
+
+
+def _group_of_gradients() -> dist.ProcessGroup | None:
+    """Return a group for the gradients alone, or none on graphics cards, where one more costs their memory.
+
+    A network keeps its group until Python ends. Gloo's threads let go of the last tensors on their own; where that
+    comes after Python began to end, the process is aborted (pytorch issue 190489). The gradients' last exchange is long
+    past by then; that of results is not, and its group must end before.
+    """
+    return dist.new_group() if dist.get_backend() == "gloo" else None
 
 
 @torch.no_grad()

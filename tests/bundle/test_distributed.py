@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from monai.bundle import ConfigParser
+from torch import nn
 
 from medvol.data.loading import EpochShuffle, OwnShare, training_loader
 from medvol.data.processes import Processes, from_first, gathered, in_turn, join_processes
 from medvol.errors import MedvolError, find_refusal
 from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
+from medvol.training.distributed import parallel
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = sorted(path.parent.parent for path in ROOT.glob("*/configs/metadata.json"))
@@ -279,3 +282,14 @@ def test_a_process_alone_is_the_first_and_waits_for_nobody():
     assert gathered("x") == ["x"]
     with in_turn():
         assert from_first(lambda: 3)() == 3
+
+
+def test_the_network_does_not_hold_the_group_that_ends_with_the_run(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        network = parallel(nn.Linear(2, 1), Processes(0, 1, torch.device("cpu")), seed=0)
+        assert network.process_group is not dist.group.WORLD
+        network(torch.ones(1, 2)).sum().backward()
+        assert network.module.weight.grad.tolist() == [[1.0, 1.0]]
+    finally:
+        dist.destroy_process_group()
