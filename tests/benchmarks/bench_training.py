@@ -113,7 +113,7 @@ def medvol_trainer(items: list[dict], size: int, cache_dir: Path) -> SupervisedT
         max_epochs=10_000,
         train_data_loader=training_loader(dataset, batch_size=BATCH[size], seed=0),
         network=network,
-        optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True),
         loss_function=ClassificationLoss(),
         inferer=RuntimeInferer(runtime),
         train_handlers=[
