@@ -270,7 +270,7 @@ def _grid(
 
 
 def three_of(values: Any, kind: type) -> Any:
-    """Return three positive numbers of a kind, for x y z; one number stands for three equal ones.
+    """Return a size in voxels (int) or a spacing in mm (float) for x y z; one number stands for three equal ones.
 
     Raises:
         MedvolError: `UNKNOWN_OPTION`.
@@ -279,11 +279,12 @@ def three_of(values: Any, kind: type) -> Any:
     if len(numbers) == 1:
         numbers *= 3
     if len(numbers) != 3 or min(numbers) <= 0:
+        name, example = ("spatial_size", "[64, 64, 64]") if kind is int else ("spacing_mm", "[1, 1, 1.5]")
         raise MedvolError(
             "UNKNOWN_OPTION",
-            found=f"{numbers} for spatial_size or spacing_mm",
+            found=f"{name} {numbers}",
             expected="three positive numbers, for x y z",
-            fix="write --spatial_size '[64, 64, 64]'",
+            fix=f"write --{name} '{example}'",
         )
     return tuple(numbers)
 

@@ -114,10 +114,11 @@ def test_images_are_refused_by_a_volume_bundle(tmp_path):
         fit_facts(study_of(npy(tmp_path, np.zeros((7, 8), np.uint8))))
 
 
-@pytest.mark.parametrize("size", [[4, 4], [0, 4, 4], [4, 4, 4, 4]])
-def test_a_size_that_is_none_is_refused(tmp_path, size):
-    with pytest.raises(MedvolError, match="UNKNOWN_OPTION.*three positive numbers"):
-        fit_facts(study_of(npy(tmp_path, np.zeros((7, 8, 9), np.uint8))), spatial_size=size)
+@pytest.mark.parametrize("name", ["spatial_size", "spacing_mm"])
+@pytest.mark.parametrize("numbers", [[4, 4], [0, 4, 4], [4, 4, 4, 4]])
+def test_a_size_or_spacing_that_is_none_is_refused_by_name(tmp_path, name, numbers):
+    with pytest.raises(MedvolError, match=f"UNKNOWN_OPTION.*{name}.*three positive numbers.*write --{name} "):
+        fit_facts(study_of(npy(tmp_path, np.zeros((7, 8, 9), np.uint8))), **{name: numbers})
 
 
 def test_facts_survive_json(tmp_path):
