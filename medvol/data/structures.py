@@ -92,6 +92,6 @@ def _stated(values: Sequence[int], structures: Structures) -> dict[int, str]:
             "BAD_VALUE",
             found=f"{len(structures)} structures for {len(values) - 1} values in the training masks",
             expected=f"names for {', '.join(map(str, values[1:9]))}{' ...' if len(values) > 9 else ''}",
-            fix="or state them by value: --structures \"{1: 'liver'}\"",
+            fix="name all of them in this order, or in a bundle by value: --structures \"{1: 'liver'}\"",
         )
     return dict(zip(values[1:], map(str, structures), strict=True)) if structures else {}
