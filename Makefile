@@ -27,9 +27,9 @@ demo: $(VENV)/installed
 	@echo
 	@echo "Report: demo/report.html   metrics with intervals: demo/metrics.json   predictions: demo/predicted/predictions.csv"
 
-## make test       the test suite
+## make test       the test suite, in two processes
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal  # their threads share cores: no busy waiting
 
 ## make lint       style, types and the size limits
 lint: $(VENV)/installed

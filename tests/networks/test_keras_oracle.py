@@ -7,6 +7,8 @@ is corrected, torch adds it behind, so that in step t torch needs epsilon / sqrt
 3.2e-6 in the first step, and after some thousand steps Keras' own 1e-7.
 """
 
+import sys
+
 import pytest
 import torch
 from keras_models import keras_cnn2d, keras_conv3d, keras_mlp
@@ -27,6 +29,10 @@ def keras(tmp_path_factory):
         patch.setenv("KERAS_BACKEND", "torch")
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
         module = pytest.importorskip("keras", minversion="3.0", reason="Keras is absent: pip install -e '.[test]'")
+    # absl, which comes with Keras, holds pytest's stream of this moment and closes it with the next logging.conf.
+    from absl import logging
+
+    logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
     if module.backend.backend() != "torch":
         pytest.skip(f"Keras was already imported with the backend {module.backend.backend()}")
     module.utils.set_random_seed(0)
