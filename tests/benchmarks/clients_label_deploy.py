@@ -8,7 +8,8 @@ on the first case of the Decathlon's Task04. The work is done in an empty folder
 
 Label: `BundleInferTask` on a case and, for segmentations, `BundleTrainTask` for an epoch on a `LocalDatastore`. Deploy:
 the compute of `MonaiBundleInferenceOperator` on an image in memory, with the bundle's folder and with the TorchScript
-file of `medvol export`; and of `MonaiSegInferenceOperator` with the file and the bundle's chains.
+file of `medvol export`; and of `MonaiSegInferenceOperator` with the file and the bundle's chains. For segmentations
+also a whole graph on a DICOM series: loader, selector, volume, the bundle's folder, SEG writer.
 """
 
 import argparse
@@ -30,6 +31,9 @@ from monai.bundle import ConfigParser, run
 from medvol.bundle.export import export_bundle
 from medvol.bundle.short import shipped_bundles
 from medvol.data.sources import open_study
+from medvol.geometry import Volume
+from medvol.io import read_volume
+from medvol.phantoms.dicom import Identity, write_dicom_series
 
 NAMES = (
     *("unet_segmentation", "swin_unetr_segmentation", "resnet3d_classification", "densenet3d_classification"),
@@ -78,7 +82,7 @@ def instance(bundle, place):
 
 def predicted(own, case):
     """Return what `medvol predict` says: labels, or probabilities in the order of the classes."""
-    output = own.parent / f"predicted_{own.name}"
+    output = own.parent / f"predicted_{own.name}_{case.name}"
     config = str(own / "configs" / "inference.json")
     try:
         run(
@@ -147,6 +151,7 @@ def by_deploy(own, case, table):
     row["TorchScript"] = outcome(lambda: compared(computed(own, exported.file, case), expected))
     if expected.ndim > 1:
         row["MonaiSegInferenceOperator"] = outcome(lambda: compared(segmented(own, exported.file, case), expected))
+        row["DICOM to SEG"] = outcome(lambda: compared(*through_graph(own, as_dicom(own, case))))
     return row
 
 
@@ -218,6 +223,33 @@ def segmented(own, file, case):
         name="segmentation",
     )
     return np.swapaxes(operator.compute_impl(image, None).asnumpy(), 0, 2)
+
+
+def as_dicom(own, case):
+    """Write a case as a DICOM series and return its folder."""
+    volume = read_volume(case)
+    grey = (volume.array / volume.array.max() * 2000).round().astype(np.int16)
+    folder = own.parent / f"series_{own.name}" / "series"
+    who = Identity(patient="phantom", series_number=1, description="series", modality="MR")
+    write_dicom_series(Volume(grey, volume.affine), folder, identity=who)
+    return folder
+
+
+def through_graph(own, series):
+    """Return the labels in the SEG that Deploy's graph writes, and those of `medvol predict`, on the latter's grid."""
+    import highdicom
+    from graph_deploy import SegmentationGraph
+
+    output = own.parent / f"graph_{own.name}"
+    SegmentationGraph(own, series, output).run()
+    written = highdicom.seg.segread(next(output.glob("*.dcm"))).get_volume(combine_segments=True)
+    expected = predicted(own, series)
+    (made,) = (own.parent / f"predicted_{own.name}_{series.name}" / "predictions").glob("*.nii.gz")
+    to_grid = np.linalg.inv(nib.load(made).affine) @ np.diag([-1, -1, 1, 1]) @ written.affine  # DICOM's axes are LPS
+    places = np.stack([*np.indices(written.array.shape).reshape(3, -1), np.ones(written.array.size)])
+    found = np.zeros(expected.shape, expected.dtype)
+    found[tuple((to_grid @ places)[:3].round().astype(int))] = written.array.ravel()
+    return found, expected
 
 
 if __name__ == "__main__":
