@@ -116,7 +116,7 @@ def _default(study: Study, fitting: Mapping[str, Path], covariates: Sequence[str
         raise MedvolError(
             "NO_BUNDLE",
             file=study.source,
-            found="no shipped bundle takes this study; is the package installed without the repository?",
+            found="no shipped bundle takes this study; does `medvol list` show any?",
             expected="volumes for segmentation; volumes, images or a table for classification",
             fix="install from the repository; `medvol list` prints what each bundle reads",
         )

@@ -28,8 +28,10 @@ PROGRAM = "python -m monai.bundle"
 
 
 def shipped_bundles() -> tuple[Path, ...]:
-    """Return the folders of the bundles that come with the repository; none where only the package is installed."""
-    root = Path(medvol.__file__).resolve().parents[1] / "bundles"
+    """Return the folders of the bundles that come with medvol: of the repository, or within an installed package."""
+    package = Path(medvol.__file__).resolve().parent
+    installed = package / "shipped"  # where the wheel holds them
+    root = installed if installed.is_dir() else package.parent / "bundles"
     return tuple(sorted(file.parent.parent for file in root.glob("*/configs/metadata.json")))
 
 
@@ -46,7 +48,7 @@ def find_bundle(name: str) -> Path:
         folder = shipped[name]
         here = Path.cwd()
         return folder.relative_to(here) if folder.is_relative_to(here) else folder
-    without = "; the package is installed without the repository, so that no bundle has a name" if not shipped else ""
+    without = "; this installation has no bundles, so that none has a name" if not shipped else ""
     raise MedvolError(
         "NO_BUNDLE",
         file=name,

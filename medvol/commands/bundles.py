@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
 
     rows = describe_bundles()
     if len(rows) == 1:
-        print("no bundles here: the package is installed without the repository")
+        print("no bundles here: this installation has none")
         return
     print_columns(rows)
     print(

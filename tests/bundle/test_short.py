@@ -106,10 +106,20 @@ def test_an_unknown_bundle_is_refused_with_the_nearest_name(capsys, monkeypatch,
     assert "no such file" in capsys.readouterr().err
     monkeypatch.setattr(medvol, "__file__", str(tmp_path / "site" / "medvol" / "__init__.py"))
     assert shipped_bundles() == ()
-    with pytest.raises(MedvolError, match=r"installed without the repository.*expected a folder that holds 'configs'$"):
+    with pytest.raises(MedvolError, match=r"this installation has no bundles.*expected a folder that holds 'configs'$"):
         find_bundle("unet_segmentation")
     assert main(["list"]) == 0
     assert "no bundles here" in capsys.readouterr().out
+
+
+def test_an_installed_package_holds_its_bundles(monkeypatch, tmp_path):
+    package = tmp_path / "site" / "medvol"
+    shutil.copytree(ROOT / "mlp_tabular_classification", package / "shipped" / "mlp_tabular_classification")
+    (tmp_path / "site" / "bundles" / "of_somebody" / "configs").mkdir(parents=True)
+    (tmp_path / "site" / "bundles" / "of_somebody" / "configs" / "metadata.json").write_text("{}")
+    monkeypatch.setattr(medvol, "__file__", str(package / "__init__.py"))
+    assert [folder.name for folder in shipped_bundles()] == ["mlp_tabular_classification"]
+    assert find_bundle("mlp_tabular_classification").resolve().is_relative_to(package)
 
 
 def test_every_shipped_bundle_is_listed_with_what_it_expects(capsys):
