@@ -185,6 +185,29 @@ def test_a_table_of_features_has_no_file_to_open(tmp_path, check):
     assert "0 files opened" in printed
 
 
+def test_columns_that_training_refuses_or_leaves_out_are_found_and_cells_of_every_split(tmp_path, check):
+    def row(index, age):
+        return f"{age},{index * 3}%,n{index},{'xy'[index % 2]}"
+
+    table = tmp_path / "table.csv"
+    ages = [*range(60)]
+    head = "age,stenosis,name,label"
+    table.write_text("\n".join([head, *(row(*pair) for pair in enumerate(ages))]))
+    code, found, printed = check(table)
+    assert (code, found["refused"]) == (1, {("BAD_VALUE", "")})
+    assert "column 'stenosis' holds" in printed
+    assert found["warning"] == {("NO_FEATURES", "")}
+    assert "column 'name' tells nothing in training" in printed
+    study = tabular_study(str(table), tmp_path / "out")
+    tested = next(index for index, case in enumerate(study.cases) if case.split == "test")
+    ages[tested] = "three"
+    rows = [",".join([line.split(",")[0], line.split(",")[-1]]) for line in (row(*pair) for pair in enumerate(ages))]
+    table.write_text("\n".join(["age,label", *rows]))
+    assert check(table)[1]["refused"] == {("BAD_VALUE", study.cases[tested].case)}
+    table.write_text("\n".join(["one,label", *(f"1,{'xy'[index % 2]}" for index in range(60))]))
+    assert check(table)[1]["refused"] == {("NO_FEATURES", "")}
+
+
 def test_features_are_split_as_their_bundle_splits_them(tmp_path, check):
     rows = "\n".join(f"{index},{index * 7 % 5},{'xy'[index % 2]}" for index in range(60))
     (tmp_path / "table.csv").write_text(f"a,b,label\n{rows}\n")

@@ -17,7 +17,7 @@ import numpy as np
 from monai.transforms import EnsureChannelFirstd, Orientationd, Transform
 from tqdm import tqdm
 
-from medvol.bundle.check_whole import class_and_structure_gaps, empty_splits, odd_spacings
+from medvol.bundle.check_whole import class_and_structure_gaps, columns_to_mend, empty_splits, odd_spacings
 from medvol.bundle.kind import kind_of
 from medvol.bundle.new_choice import require_trainable
 from medvol.bundle.study import TABULAR_FRACTIONS, TABULAR_SEED
@@ -165,6 +165,10 @@ def check_table(
         found.attempt(lambda: require_one_kind(found.sampled))
         found.warn_of(odd_spacings(found.sampled))
     _check_values(study, found)
+    if kind == "features":
+        refused, idle = columns_to_mend(study)
+        found.findings += [Finding(REFUSED, one) for one in refused]  # of one table, without a case: not the same twice
+        found.warn_of(idle)
     needed, wanted = empty_splits(study)
     for refusal in needed:
         found.refuse(refusal)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from medvol.data.build import class_gaps
+from medvol.data.column_facts import encode_row
+from medvol.data.covariates import column_refusals, fit_columns
 from medvol.data.facts import Sampled
 from medvol.data.study import SPLITS, Study
 from medvol.data.table import items
@@ -43,6 +45,25 @@ def empty_splits(study: Study) -> tuple[list[MedvolError], list[MedvolError]]:
                 needed = split == "train" or (split == "val" and study.task != "segmentation")
                 (refused if needed else told).append(refusal)
     return refused, told
+
+
+def columns_to_mend(study: Study) -> tuple[list[MedvolError], list[MedvolError]]:
+    """Return what a table of features is refused for, columns first, then rows, and which columns are left out."""
+    if all(case.split != "train" for case in study.cases):
+        return [], []  # refused as such
+    found = {name: one for name, one in column_refusals(study).items() if one is not None}
+    idle = [one for one in found.values() if one.code == "NO_FEATURES"]
+    refused = [one for one in found.values() if one.code != "NO_FEATURES"]
+    try:
+        columns = fit_columns(study, exclude_columns=list(found))
+    except MedvolError as refusal:  # nothing is left
+        return [*refused, refusal], idle
+    for case in study.cases:
+        try:
+            encode_row(columns, case.covariates, case.case)
+        except MedvolError as refusal:
+            refused.append(refusal)
+    return refused, idle
 
 
 def class_and_structure_gaps(study: Study, values: Mapping[str, Collection[int]]) -> Iterator[MedvolError]:

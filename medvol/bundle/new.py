@@ -20,7 +20,7 @@ from medvol.bundle.new_files import Contents, require_free, write_bundle
 from medvol.bundle.new_labels import write_labelled_table
 from medvol.bundle.new_numbers import Numbers, Row, fit_numbers
 from medvol.bundle.study import describe
-from medvol.data.covariates import fit_columns
+from medvol.data.covariates import column_refusals
 from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits
 from medvol.data.study import Study
@@ -201,21 +201,14 @@ def _numbers(copied: Path, source: str, further: dict[str, Any], stated: NewOpti
 
 def _covariates(study: Study, excluded: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the columns that a model can learn from, and those that tell nothing: names, free text, constants."""
-    names = sorted({name for case in study.cases for name in case.covariates})
     known: list[str] = []
     idle: list[str] = []
-    for name in names:
+    for name, refusal in column_refusals(study).items():
         if name in excluded:
             continue
-        others = [other for other in names if other != name]
-        try:
-            fit_columns(study, exclude_columns=others)
-        except MedvolError as refusal:
-            if refusal.code not in IGNORED:
-                raise
-            idle.append(name)
-        else:
-            known.append(name)
+        if refusal is not None and refusal.code not in IGNORED:
+            raise refusal
+        (known if refusal is None else idle).append(name)
     return known, idle
 
 

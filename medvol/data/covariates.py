@@ -7,6 +7,7 @@ the rows of the training split alone, so that a change of a test row changes not
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,13 @@ MOST_CATEGORIES = 50
 
 MOSTLY_NUMBERS = 0.5
 """From this share of numbers on, the text between them is a slip of the pen, not a category."""
+
+FEW_CATEGORIES = 10
+"""Up to so many kinds of numbers with a unit are categories, as doses are."""
+
+_TELLS_NOTHING = "tells nothing in training: it never varies, or is a text that differs in every row"
+
+_WITH_UNIT = re.compile(r"[+-]?\d+(?:[.,]\d+)?(?:\s*%|\s+[^\W\d_]\S*)")
 
 
 def tabular_facts(
@@ -104,6 +112,25 @@ def fit_columns(
     return columns
 
 
+def column_refusals(study: Study) -> dict[str, MedvolError | None]:
+    """Return for each column why a model cannot learn from it, `NO_FEATURES` where it tells nothing, or None.
+
+    Raises:
+        MedvolError: `NO_TRAINING_CASES`.
+    """
+    cases = training_cases(study)
+    refusals: dict[str, MedvolError | None] = {}
+    for name in sorted({name for case in study.cases for name in case.covariates}):
+        try:
+            column = _fitted(name, cases, is_code=False)
+        except MedvolError as refusal:
+            refusals[name] = refusal
+            continue
+        told = column is not None and column.features
+        refusals[name] = None if told else MedvolError("NO_FEATURES", found=f"column '{name[:40]}' {_TELLS_NOTHING}")
+    return refusals
+
+
 def items_with_covariates(study: Study, split: str | None = None) -> list[dict[str, Any]]:
     """Return `items` of a split with each row's other columns under `covariates`.
 
@@ -159,7 +186,22 @@ def _fitted(name: str, cases: Sequence[Case], *, is_code: bool) -> ColumnFacts |
             expected="numbers only",
             fix=f"correct or empty the cell, or pass --categorical_columns \"['{name[:40]}']\"",
         )
+    if not is_code:
+        _require_no_unit(name, [str(cell).strip() for _, cell in filled])
     return _categories(name, [cell for _, cell in filled], has_gaps=has_gaps)
+
+
+def _require_no_unit(name: str, cells: Sequence[str]) -> None:
+    """Refuse quantities that their unit has turned into text, which would be left out without a word."""
+    measured = [cell for cell in cells if _WITH_UNIT.fullmatch(cell)]
+    if len(set(cells)) > FEW_CATEGORIES and len(measured) >= MOSTLY_NUMBERS * len(cells):
+        raise MedvolError(
+            "BAD_VALUE",
+            found=f"column '{name[:40]}' holds '{measured[0][:30]}'; {len(measured)} of {len(cells)} cells are numbers "
+            "with a unit",
+            expected="numbers only",
+            fix="write the numbers alone, or exclude the column",
+        )
 
 
 def _categories(name: str, cells: Sequence[Cell], *, has_gaps: bool) -> ColumnFacts | None:

@@ -140,6 +140,17 @@ def test_codes_may_be_declared_categories_and_columns_left_out():
     assert encode_row((column,), {"code": 1.0}, "c").tolist() == encode_row((column,), {"code": "1"}, "c").tolist()
 
 
+@pytest.mark.parametrize("unit", ["%", " %", " mg", " ml/min"])
+def test_quantities_with_a_unit_are_refused_and_a_few_doses_are_categories(unit):
+    values = [f"{number / 7:.2f}{unit}" for number in range(30)]
+    with pytest.raises(MedvolError, match=rf"BAD_VALUE: column 'age' holds '0.00{unit}'; 30 of 30 cells are numbers"):
+        fit_columns(numbers(values))
+    (column,) = fit_columns(numbers([f"{number % 3}{unit}" for number in range(30)]))
+    assert column.categories == tuple(f"{dose}{unit}" for dose in range(3))
+    with pytest.raises(MedvolError, match="NO_FEATURES"):  # names that begin with a number
+        fit_columns(numbers([f"{number}ab" for number in range(30)]))
+
+
 @pytest.mark.parametrize(
     ("values", "options", "expected"),
     [
