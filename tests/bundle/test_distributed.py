@@ -3,9 +3,11 @@
 One call of torchrun does all runs in two processes, since starting Python with MONAI costs more than they do.
 """
 
+import contextlib
 import csv
 import json
 import math
+import random
 import socket
 import subprocess
 import sys
@@ -60,14 +62,19 @@ def configs(bundle, *modes):
     return names if len(names) > 1 else names[0]
 
 
+def free_ports(count):
+    """Return free ports below those that the system hands out, which other tests and Gloo take in the meantime."""
+    ports = []
+    for port in random.sample(range(20_000, 32_000), 10 * count):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+    return ports[:count]
+
+
 def torchrun(folder, runs):
     """Run bundles one after the other in two processes, as `torchrun --standalone --nproc_per_node=2` does."""
     (folder / "driver.py").write_text(DRIVER)
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in runs]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    (folder / "runs.json").write_text(json.dumps(list(zip(ports, runs, strict=True))))
+    (folder / "runs.json").write_text(json.dumps(list(zip(free_ports(len(runs)), runs, strict=True))))
     words = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, "-W", "ignore", "-m", *words, str(folder / "driver.py"), str(folder / "runs.json")]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
