@@ -83,7 +83,7 @@ def fit_columns(
             numbers, `TOO_MANY_CATEGORIES`, `NO_FEATURES` when nothing is left.
     """
     cases = training_cases(study)
-    names = sorted({name for case in study.cases for name in case.covariates})
+    names = _column_names(study)
     for option, wanted in (("exclude_columns", exclude_columns), ("categorical_columns", categorical_columns)):
         for name in wanted:
             if name not in names:
@@ -120,7 +120,7 @@ def column_refusals(study: Study) -> dict[str, MedvolError | None]:
     """
     cases = training_cases(study)
     refusals: dict[str, MedvolError | None] = {}
-    for name in sorted({name for case in study.cases for name in case.covariates}):
+    for name in _column_names(study):
         try:
             column = _fitted(name, cases, is_code=False)
         except MedvolError as refusal:
@@ -166,6 +166,10 @@ def check_columns(study: Study, columns: Sequence[ColumnFacts], *, may_lack_all:
     if further:
         shown = ", ".join(further[:8]) + (" ..." if len(further) > 8 else "")
         logger.info("%d columns are not known to the model and not looked at: %s", len(further), shown)
+
+
+def _column_names(study: Study) -> list[str]:
+    return sorted({name for case in study.cases for name in case.covariates})
 
 
 def _fitted(name: str, cases: Sequence[Case], *, is_code: bool) -> ColumnFacts | None:
