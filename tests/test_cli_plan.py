@@ -18,6 +18,7 @@ TRAIN = {
     "spacing_mm": "auto",
     "intensity": "auto",
     "window_hu": None,
+    "flip_axes": "auto",
     "batch_size": "auto",
     "patches_per_epoch": "auto",
     "max_epochs": "auto",

@@ -25,6 +25,8 @@ _PACKAGE_FOLDERS = tuple(
     for name, folder in sysconfig.get_paths().items()
     if name in {"stdlib", "platstdlib", "purelib", "platlib"}
 )
+_PACKAGE_FOLDER_NAMES = {"site-packages", "dist-packages"}
+"""Of the user (`pip install --user`), of a Linux distribution, of an environment below this one."""
 
 
 _PLAIN_BYTES = type("_Plain", (), {}).__basicsize__
@@ -125,4 +127,14 @@ def _content(cell: types.CellType) -> Any:
 
 @functools.cache
 def _is_installed(file: str) -> bool:
-    return str(Path(file).resolve()).startswith(_PACKAGE_FOLDERS)
+    path = Path(file).resolve()
+    if str(path).startswith(_PACKAGE_FOLDERS) or not _PACKAGE_FOLDER_NAMES.isdisjoint(path.parts):
+        return True
+    # A folder that packages were installed into by name (`pip install --target`) describes them. One's own code does
+    # not, nor what was installed as editable, which is described elsewhere.
+    return any(_describes_packages(folder) for folder in path.parents)
+
+
+@functools.cache
+def _describes_packages(folder: Path) -> bool:
+    return folder in {Path(entry).resolve() for entry in sys.path if entry} and any(folder.glob("*.dist-info"))

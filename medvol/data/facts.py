@@ -43,6 +43,8 @@ class Facts:
         laterality_matters: Whether mirroring left and right could change the label.
         label_values: Segmentation: the mask value of each class, background first; () for classification.
         mirror_pairs: Segmentation: pairs of classes that are each other's mirror image, as left and right kidney.
+        flip_axes: Segmentation: axes (0 = x) along which training patches were mirrored; None in a model that does
+            not say: all that laterality allows.
         columns: Covariates that the network is given, in the order of its input.
     """
 
@@ -56,6 +58,7 @@ class Facts:
     laterality_matters: bool
     label_values: tuple[int, ...] = ()
     mirror_pairs: tuple[tuple[int, int], ...] = ()
+    flip_axes: tuple[int, ...] | None = None
     columns: tuple[ColumnFacts, ...] = ()
 
     @property

@@ -121,6 +121,8 @@ def _within_planes(planes: Tensor, size: tuple[int, int]) -> Tensor:
     """Interpolate planes, (classes, planes, a, b), to `size`."""
     if planes.shape[2:] == size:
         return planes
+    if planes.device.type != "cpu":
+        return functional.interpolate(planes, size=size, mode="bilinear", align_corners=False)
     result = planes.new_empty((*planes.shape[:2], *size))
     for source, target in zip(planes.flatten(0, 1), result.flatten(0, 1), strict=True):
         # One at a time: torch takes another kernel, with other last bits, according to how many there are.

@@ -173,22 +173,32 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
         keep_freed_memory()
         if purpose == "train":
             use_exact_small_maps(network)
-    if precision != "auto":
-        runtime = Runtime(device.type, precision, bool(channels_last))
-    elif device.type == "cpu":
-        layouts = (False, True) if channels_last is None else (channels_last,)
-        candidates = [Runtime("cpu", dtype, layout) for dtype in ("float32", "bfloat16") for layout in layouts]
-        runtime = _remembered(network, input_shape, candidates, probe, Path(memory_file) if memory_file else None)
     else:
         torch.backends.cudnn.benchmark = True
-        # float16 needs its loss scaled in training, which no trainer here does.
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16" if purpose == "infer" else "float32"
-        runtime = Runtime(device.type, half, channels_last is not False)
+    if precision != "auto":
+        runtime = Runtime(device.type, precision, bool(channels_last))
+    else:
+        layouts = (False, True) if channels_last is None else (channels_last,)
+        candidates = [Runtime(device.type, dtype, layout) for dtype in dtypes_of(device, purpose) for layout in layouts]
+        runtime = _remembered(network, input_shape, candidates, probe, Path(memory_file) if memory_file else None)
     network.to(memory_format=runtime.layout(1 + len(input_shape)))  # type: ignore[call-overload]  # torch's stub lacks it
     if runtime.compiled:
         network.compile()
     logger.info("Runtime: %s", runtime)
     return runtime
+
+
+def dtypes_of(device: torch.device, purpose: str) -> tuple[str, ...]:
+    """Return the precisions worth measuring on a device, the plainer first.
+
+    A graphics card with tensor cores for bfloat16 is always faster with them. An older one emulates bfloat16, slowly;
+    its float16 needs the loss scaled in training, which no trainer here does.
+    """
+    if device.type == "cpu":
+        return "float32", "bfloat16"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return ("bfloat16",)
+    return ("float32", "float16") if purpose == "infer" else ("float32",)
 
 
 def measure_runtimes(
@@ -200,10 +210,10 @@ def measure_runtimes(
     """Return the seconds per call of each candidate, fastest of three, on copies of the network.
 
     Args:
-        network: Network on the processor.
+        network: Network on the device where it is timed.
         input_shape: (channel, x, y, z), or (channel, row, column).
         probe: What is timed; a training step of 8 volumes when None.
-        candidates: Runtimes to time, plainer ones first; both precisions in both layouts when None.
+        candidates: Runtimes to time, plainer ones first; on a processor, both precisions in both layouts when None.
     """
     probe = probe or Probe()
     if candidates is None:
@@ -248,7 +258,8 @@ def _durations(
     training = probe.purpose == "train"
     network.train(training).to(memory_format=runtime.layout(1 + len(input_shape)))  # type: ignore[call-overload]
     inferer = RuntimeInferer(runtime)
-    batch = torch.zeros(probe.batch, *input_shape)
+    device = next((one.device for one in network.parameters()), torch.device(runtime.device_type))
+    batch = torch.zeros(probe.batch, *input_shape, device=device)
     durations, began = list[float](), time.perf_counter()
     while len(durations) <= PROBE_REPEATS and (not durations or time.perf_counter() - began < seconds):
         start = time.perf_counter()
@@ -257,6 +268,8 @@ def _durations(
             if training:
                 tensors = [outputs] if isinstance(outputs, Tensor) else outputs
                 torch.stack([output.sum() for output in tensors]).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - start)
     return durations[1:] or durations  # the first builds kernels and counts only where there is no other
 
@@ -269,7 +282,7 @@ def _remembered(
     if key in known:
         return Runtime(**known[key])
     # Dropout in the probe draws from torch's global generator; training must not depend on whether it was measured.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if candidates[0].device_type == "cuda" else ()):
         seconds = measure_runtimes(network, input_shape, probe, candidates)
     best = fastest(seconds)
     what = "a training step" if probe.purpose == "train" else "an inference call"
@@ -305,6 +318,7 @@ def _machine_key(network: nn.Module, input_shape: Sequence[int], candidates: Seq
         sorted({line for line in lines if line.startswith(("model name", "flags"))}),
         torch.backends.cpu.get_cpu_capability(),
         torch.get_num_threads(),
+        torch.cuda.get_device_name() if candidates[0].device_type == "cuda" else "",
     )
     # Two networks with the same weights may be computed differently: their text tells them apart.
     text = repr((str(network), layout, tuple(input_shape), tuple(candidates), probe, machine))

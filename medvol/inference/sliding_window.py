@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from medvol.errors import MedvolError
 from medvol.inference.runtime import Runtime, RuntimeInferer
-from medvol.inference.windows import Slab, Start, WindowPlan, WindowSums, constant_values, plan_windows
+from medvol.inference.windows import Slab, Start, WindowPlan, WindowSums, constant_values, has_room, plan_windows
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class SlidingWindow(Inferer):
     """Logits of volumes of any size from a network that sees windows of one size.
 
     A volume smaller than the window is padded evenly on both sides with each channel's minimum, and cropped back. All
-    is done without gradients. Windows are cut from the volume on its own device, predicted on the network's, and summed
-    on the volume's.
+    is done without gradients, on the network's device: volume and sums lie there where they take at most half of a
+    graphics card's free memory, else in the computer's.
 
     Constant windows (air around the patient, the padding of a mosaic) are all alike, so with `skip_air` the network
     sees one of them per row and its answer serves for all others of the same values. That is exact: no rule decides
@@ -106,7 +106,7 @@ class SlidingWindow(Inferer):
             for axis, start, logits in self._stream(image, network, args, kwargs):
                 if output.numel() == 0:
                     output = torch.empty(
-                        (len(inputs), len(logits), *inputs.shape[2:]), dtype=torch.float32, device=logits.device
+                        (len(inputs), len(logits), *inputs.shape[2:]), dtype=torch.float32, device=inputs.device
                     )
                 output[number].narrow(1 + axis, start, logits.shape[1 + axis]).copy_(logits)
         return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
@@ -134,16 +134,15 @@ class SlidingWindow(Inferer):
                 found=f"an image of shape {tuple(image.shape)}",
                 expected="(channel, x, y, z) with at least one voxel",
             )
-        plan = plan_windows(image, self.patch_size, self.overlap)
-        importance = compute_importance_map(
-            self.patch_size, mode="gaussian", sigma_scale=SIGMA_SCALE, device=image.device
-        )
-        buffer = WindowSums(plan, importance)
 
         def run(windows: Tensor, one: Any) -> Tensor:
             return self._run(windows, one, *args, **kwargs)
 
         predict = _Predictor(run, network, self._mirrors)
+        if predict.device is not None and has_room(predict.device, image.nbytes):
+            image = image.to(predict.device)
+        plan = plan_windows(image, self.patch_size, self.overlap)
+        buffer = WindowSums(plan, compute_importance_map(self.patch_size, mode="gaussian", sigma_scale=SIGMA_SCALE))
         total = sum(len(row) for row in plan.rows)
         with tqdm(
             total=total, desc="Windows", unit="window", delay=PROGRESS_AFTER_S, disable=not self.show_progress
@@ -194,7 +193,7 @@ class _Predictor:
 
     @torch.no_grad()
     def __call__(self, windows: Tensor) -> Tensor:
-        """Return the mean logits, (n, classes, *window), on the windows' device; those of one network in its type."""
+        """Return the mean logits, (n, classes, *window), on the network's device; those of one network in its type."""
         self.windows += len(windows)
         sent = windows if self.device is None else windows.to(self.device)
         mean, count = None, len(self.networks) * len(self.mirrors)
@@ -205,7 +204,7 @@ class _Predictor:
             mean = logits if mean is None else mean + logits
         if mean is None:
             raise ValueError("no network")
-        return (mean / count if count > 1 else mean).to(windows.device)
+        return mean / count if count > 1 else mean
 
     def _logits(self, windows: Tensor, network: Any) -> Tensor:
         logits = self.run(windows, network)

@@ -98,6 +98,13 @@ class WindowSums:
         self._weights = importance.new_zeros(self._shape(1))
         self._sums: Tensor | None = None
 
+    def _begin(self, logits: Tensor) -> Tensor:
+        """Make the buffer where the logits are, or in the computer's memory where it is too large for a card's."""
+        shape = self._shape(len(logits))
+        home = logits.device if has_room(logits.device, 4 * math.prod(shape)) else torch.device("cpu")
+        self.importance, self._weights = self.importance.to(home), self._weights.to(home)
+        return _zeros(shape, home)
+
     def _shape(self, classes: int) -> list[int]:
         shape = [classes, *self.plan.size]
         shape[1 + self.plan.axis] = self.plan.patch[self.plan.axis]
@@ -106,10 +113,10 @@ class WindowSums:
     def add(self, start: Start, logits: Tensor) -> None:
         """Add a window's logits, shape (classes, *patch)."""
         if self._sums is None:
-            self._sums = _zeros(self._shape(len(logits)), logits.device)
+            self._sums = self._begin(logits)
         # Fused and class by class, so that neither a weighted nor a float32 copy of all logits is made.
         for sums, values in zip(self._window(self._sums, start), logits, strict=True):
-            sums.addcmul_(values.float(), self.importance[0])
+            sums.addcmul_(values.to(sums.device).float(), self.importance[0])
         self._window(self._weights, start).add_(self.importance)
 
     def finish(self, count: int) -> Slab:
@@ -149,6 +156,15 @@ class WindowSums:
             first = start[axis] - (self.start if axis == self.plan.axis else 0)
             tensor = tensor.narrow(1 + axis, first, self.plan.patch[axis])
         return tensor
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Return whether so many bytes take at most half of a graphics card's free memory; of others nobody asks."""
+    if device.type != "cuda":
+        return True
+    free = torch.cuda.mem_get_info(device)[0]
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return size <= (free + cached) / 2
 
 
 def constant_values(window: Tensor) -> tuple[float, ...] | None:

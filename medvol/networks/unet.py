@@ -69,6 +69,7 @@ def unet(
     spatial_size: Sequence[int],
     spacing_mm: Sequence[float] | None = None,
     width: int = 16,
+    levels: int | None = None,
     supervised: int = 3,
 ) -> ResidualUNet:
     """Return the residual U-Net.
@@ -79,9 +80,16 @@ def unet(
         spatial_size: Voxels of a training patch along x, y, z; decides the depth. Other sizes work as well.
         spacing_mm: Of the working grid; anisotropic voxels are not halved along their coarse axes until about cubic.
         width: Channels at full resolution; doubled at each level.
+        levels: Resolutions, 2 to 5; as many as `levels_for` finds when None. Most weights lie in the coarsest.
         supervised: Outputs while training, one per resolution from the finest on.
+
+    Raises:
+        MedvolError: `UNKNOWN_OPTION` for another number of levels.
     """
-    levels = levels_for(spatial_size, spacing_mm)
+    if levels is None:
+        levels = levels_for(spatial_size, spacing_mm)
+    elif levels not in range(2, MOST_LEVELS + 1):
+        raise MedvolError("UNKNOWN_OPTION", found=f"levels {levels}", expected=f"2 to {MOST_LEVELS}, or None")
     network = ResidualUNet(
         spatial_dims=3,
         init_filters=width,

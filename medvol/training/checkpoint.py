@@ -102,6 +102,8 @@ class SaveState:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         rng = torch.stack(gathered(torch.get_rng_state()))  # a row for each process
         progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "rng": rng}
+        if torch.cuda.is_initialized():
+            progress["cuda_rng"] = torch.stack(gathered(torch.cuda.get_rng_state()))
         if not is_first():
             return
         write_atomically(self.path, lambda stream: torch.save({**state, "progress": progress}, stream))
@@ -155,6 +157,8 @@ class ResumeState:
                 fix="repeat the options of the first run, or pass --resume False",
             ) from error
         torch.set_rng_state(rng[process_rank()])
+        if torch.cuda.is_initialized() and "cuda_rng" in progress:
+            torch.cuda.set_rng_state(progress["cuda_rng"][process_rank()])
         engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
         logger.info("Resumed after epoch %d of %d", engine.state.epoch, engine.state.max_epochs or 0)
 

@@ -18,7 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from medvol.data.loading import EpochShuffle
@@ -71,13 +71,13 @@ class AugmentBatch:
     def __call__(self, engine: Engine) -> None:
         """Replace the image of the current batch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + engine.state.iteration)
-        batch = engine.state.batch
+        batch, device = engine.state.batch, engine.state.device
         count, *rest = batch["image"].shape
         draw = draw_augmentation((count * process_count(), *rest), self.ranges, self.extent_mm, generator)
         draw = _own_rows(draw, count)
-        batch["image"] = apply_augmentation(batch["image"], draw)
+        batch["image"] = apply_augmentation(batch["image"].to(device), draw)
         if "label" in batch and batch["label"].dim() == batch["image"].dim():
-            batch["label"] = apply_to_labels(batch["label"], draw, self.mirror_pairs)
+            batch["label"] = apply_to_labels(batch["label"].to(device), draw, self.mirror_pairs)
 
 
 def _own_rows(draw: AugmentDraw, count: int) -> AugmentDraw:
@@ -171,11 +171,11 @@ def averaged_weights(network: nn.Module, *, decay: float = 0.998) -> AveragedMod
     def update(averages: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor | int) -> None:
         count = int(steps)
         keep = min(decay, (1 + count) / (10 + count))
+        if averages[0].is_floating_point():  # torch hands over tensors of one type and device
+            get_ema_multi_avg_fn(keep)(averages, values, steps)
+            return
         for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, 1 - keep)
-            else:
-                average.copy_(value)
+            average.copy_(value)
 
     return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
 

@@ -22,7 +22,7 @@ from medvol.data.structures import Structures, find_mirror_pairs, name_structure
 from medvol.data.study import Study
 from medvol.errors import MedvolError, require_choice
 from medvol.training.budget import SMALLEST_BATCH, Fit, MakeNetwork, Problem, largest_batch, largest_fit
-from medvol.training.plan_rules import plan_intensity, plan_spacing, working_sizes
+from medvol.training.plan_rules import plan_flips, plan_intensity, plan_spacing, working_sizes
 from medvol.training.plan_time import (
     FEWEST_STEPS,
     STEPS,
@@ -88,6 +88,7 @@ class Plan:
             "spacing_mm": "auto" if facts.spacing_mm is None else list(facts.spacing_mm),
             "intensity": facts.intensity,
             "window_hu": list(facts.limits or ()) if facts.intensity == "ct" else None,
+            "flip_axes": list(facts.flip_axes or ()),
             "batch_size": self.batch_size,
             "patches_per_epoch": self.patches_per_epoch,
             "max_epochs": self.max_epochs,
@@ -104,6 +105,7 @@ class PlanOptions:
     intensity: str = "auto"
     window_hu: Sequence[float] | None = None
     laterality_matters: bool | None = None
+    flip_axes: Sequence[int] | str = "auto"
     structures: Structures = ()
     memory_gb: float | str = "auto"
     minutes: float | None = None
@@ -133,6 +135,7 @@ def plan_segmentation(  # noqa: PLR0913 - one keyword per number that a user may
     intensity: str = "auto",
     window_hu: Sequence[float] | None = None,
     laterality_matters: bool | None = None,
+    flip_axes: Sequence[int] | str = "auto",
     structures: Structures = (),
     memory_gb: float | str = "auto",
     minutes: float | None = None,
@@ -153,6 +156,7 @@ def plan_segmentation(  # noqa: PLR0913 - one keyword per number that a user may
         intensity: `auto`, `scaled`, `ct` or `mr`.
         window_hu: Lowest and highest HU of a `ct` scheme.
         laterality_matters: Whether mirroring could change a structure's name; None for what the study says.
+        flip_axes: Axes along which patches are mirrored, 0 for x; `auto` for what leaves anatomy in place.
         structures: Names of the structures, in the order of their mask values or by value.
         memory_gb: Budget of the training process; `auto` for 8, or half of what is free if that is less.
         minutes: Budget of the whole training; a step is then measured, and patches shrink until 500 steps fit.
@@ -172,6 +176,7 @@ def plan_segmentation(  # noqa: PLR0913 - one keyword per number that a user may
         intensity=intensity,
         window_hu=window_hu,
         laterality_matters=laterality_matters,
+        flip_axes=flip_axes,
         structures=structures,
         memory_gb=memory_gb,
         minutes=minutes,
@@ -218,6 +223,9 @@ def make_plan(study: Study, fingerprint: Fingerprint, make_network: MakeNetwork,
     problem = Problem(make_network, len(study.channels), len(classes), spacing)
     fit, seconds, reasons = _fit(problem, fingerprint, options)
     matters = study.laterality_matters if options.laterality_matters is None else options.laterality_matters
+    flips, why_flips = plan_flips(
+        options.flip_axes, laterality_matters=matters, has_geometry=fingerprint.has_geometry, paired=bool(pairs)
+    )
     facts = Facts(
         classes=classes,
         channels=study.channels,
@@ -229,12 +237,14 @@ def make_plan(study: Study, fingerprint: Fingerprint, make_network: MakeNetwork,
         laterality_matters=matters,
         label_values=values,
         mirror_pairs=pairs,
+        flip_axes=flips,
     )
     patches, epochs, why_length = _length(fit, seconds, fingerprint.training_cases, options)
     reasons = {
         "structures": why_structures(fingerprint, values, classes, pairs),
         "spacing_mm": why_spacing,
         "intensity": why_intensity,
+        "flip_axes": why_flips,
         **reasons,
         **why_length,
     }

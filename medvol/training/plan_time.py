@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medvol.inference.memory import keep_freed_memory
-from medvol.inference.runtime import Runtime
+from medvol.inference.runtime import Runtime, dtypes_of
 from medvol.training.budget import SMALLEST_BATCH, Fit, Problem, largest_fit, with_batch
 from medvol.training.losses import DeepDiceCeLoss
 
@@ -71,9 +71,7 @@ def seconds_per_step(problem: Problem, fit: Fit, device: torch.device) -> float:
     """
     if device.type == "cpu":
         keep_freed_memory()
-        runtimes = [Runtime("cpu", dtype, layout) for dtype in ("float32", "bfloat16") for layout in (False, True)]
-    else:
-        runtimes = [Runtime(device.type, "bfloat16" if torch.cuda.is_bf16_supported() else "float32", True)]
+    runtimes = [Runtime(device.type, dtype, layout) for dtype in dtypes_of(device, "train") for layout in (False, True)]
     network = problem.network(fit.size).to(device)
     best = math.inf
     with torch.random.fork_rng(devices=[]):

@@ -1,8 +1,9 @@
 """Augmentation of a whole batch of volumes or images: draw first, apply second.
 
 `draw_augmentation` takes every random number from one generator; `apply_augmentation` is deterministic and works on the
-batch tensor with a single affine resample. Per-sample augmentation in the data workers costs more than a small network
-does, and depends on how many workers there are; this does neither.
+batch tensor, on its device, with a single affine resample. Per-sample augmentation in the data workers costs more than
+a small network does, and depends on how many workers there are; this does neither. What was drawn stays on the
+processor, where a look at it waits for no graphics card.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from medvol.data.facts import Facts
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,15 @@ def flip_axes_for(*, laterality_matters: bool, has_geometry: bool, paired: bool 
     return (1, 2) if has_geometry else ()
 
 
+def mirror_axes_of(facts: Facts) -> tuple[int, ...]:
+    """Return the axes along which a segmentation's logits may be averaged over mirror images: those of its training.
+
+    Not left/right where structures were exchanged: their logits would have to be, too.
+    """
+    allowed = flip_axes_for(laterality_matters=facts.laterality_matters, has_geometry=facts.has_geometry)
+    return allowed if facts.flip_axes is None else tuple(axis for axis in facts.flip_axes if axis in allowed)
+
+
 def draw_augmentation(
     shape: Sequence[int], ranges: AugmentRanges, extent_mm: Sequence[float], generator: torch.Generator
 ) -> AugmentDraw:
@@ -158,19 +170,19 @@ def apply_augmentation(batch: Tensor, draw: AugmentDraw) -> Tensor:
 
     Resampling is trilinear, of images bilinear, one pass for flips, rotation, scale and shift together.
     """
-    moved = F.grid_sample(
-        batch, sampling_grid(draw.matrix, batch.shape[2:]), mode="bilinear", padding_mode="border", align_corners=False
-    )
+    grid = sampling_grid(draw.matrix.to(batch.device), batch.shape[2:])
+    moved = F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
     column = (-1, *[1] * (batch.dim() - 1))
+    gain, offset, noise_sd = (one.view(column).to(batch.device) for one in (draw.gain, draw.offset, draw.noise_sd))
     for index in torch.nonzero(draw.blur_sd).flatten().tolist():
         moved[index] = _blurred(moved[index], float(draw.blur_sd[index]))
     for index in torch.nonzero(draw.gamma != 1).flatten().tolist():
         moved[index] = _bent(moved[index], float(draw.gamma[index]))
     mean = moved.mean(dim=tuple(range(1, batch.dim())), keepdim=True)
-    moved = (moved - mean) * draw.gain.view(column) + (mean + draw.offset.view(column))
+    moved = (moved - mean) * gain + (mean + offset)
     if draw.noise_sd.any():
-        noise = torch.empty_like(moved).normal_(generator=torch.Generator().manual_seed(draw.noise_seed))
-        moved.addcmul_(noise, draw.noise_sd.view(column).expand_as(moved))
+        noise = torch.empty_like(moved).normal_(generator=torch.Generator(moved.device).manual_seed(draw.noise_seed))
+        moved.addcmul_(noise, noise_sd.expand_as(moved))
     return moved
 
 
@@ -185,11 +197,11 @@ def apply_to_labels(labels: Tensor, draw: AugmentDraw, mirror_pairs: Sequence[tu
         draw: What was drawn for the images.
         mirror_pairs: Classes that are each other's mirror image.
     """
-    grid = sampling_grid(draw.matrix, labels.shape[2:])
+    grid = sampling_grid(draw.matrix.to(labels.device), labels.shape[2:])
     moved = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     moved = moved.to(labels.dtype)
     exchanged = moved.clone()
-    where = draw.mirrored.view(-1, *[1] * (labels.dim() - 1))
+    where = draw.mirrored.view(-1, *[1] * (labels.dim() - 1)).to(labels.device)
     for first, second in mirror_pairs:
         exchanged[where & (moved == first)] = second
         exchanged[where & (moved == second)] = first
@@ -200,7 +212,7 @@ def _blurred(image: Tensor, sd_voxels: float) -> Tensor:
     """Return the image, (channel, spatial axes), smoothed by a Gaussian along each axis, borders repeated."""
     reach = math.ceil(3 * sd_voxels)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sd_voxels) ** 2)
-    taps = taps / taps.sum()
+    taps = (taps / taps.sum()).to(image.device)
     axes = image.dim() - 1
     convolve = F.conv3d if axes == 3 else F.conv2d
     for axis in range(1, axes + 1):
@@ -223,7 +235,7 @@ def sampling_grid(matrix: Tensor, size: Sequence[int]) -> Tensor:
 
     The same as `affine_grid`, built from three rays: about twice as fast, since no 4-vector per voxel is stored.
     """
-    rays = [_voxel_centres(int(length)) for length in size]
+    rays = [_voxel_centres(int(length)).to(matrix.device) for length in size]
     # grid_sample counts positions from -1 to 1 over the field of view, a factor of 2 that only the shift feels.
     linear, shift = matrix[:, :, :-1].flip(1), 2 * matrix[:, :, -1].flip(1)
     # Each (n, length, axes):

@@ -1,6 +1,7 @@
 """Segmentation of one whole volume against a stock MONAI recipe: the same network, windows and overlap, in one run.
 
     python tests/benchmarks/bench_inference.py [--shape 160 256 256] [--spacing 1 1 1] [--patch 96] [--overlap 0.5]
+                                               [--device cuda]
 
 Stock is what the model zoo's segmentation bundles do: Orientationd, Spacingd, SlidingWindowInferer (Gaussian, float32),
 Invertd of the logits, AsDiscreted, SaveImaged. medvol streams: predict_labels and its writer, precision and layout as
@@ -69,6 +70,7 @@ class Setting:
     spacing_mm: tuple[float, ...]
     straight: bool
     keep: bool
+    device: str
 
 
 def write_volume(path: Path, shape: tuple[int, ...], straight: bool) -> None:
@@ -84,17 +86,21 @@ def write_volume(path: Path, shape: tuple[int, ...], straight: bool) -> None:
     nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
-def build_network() -> SegResNetDS:
+def build_network(device: str) -> SegResNetDS:
     """Return the network with random weights, the same each time."""
     torch.manual_seed(0)
-    return SegResNetDS(
-        spatial_dims=3,
-        init_filters=16,
-        in_channels=1,
-        out_channels=CLASSES,
-        blocks_down=(1, 2, 2, 4),
-        norm="INSTANCE",
-    ).eval()
+    return (
+        SegResNetDS(
+            spatial_dims=3,
+            init_filters=16,
+            in_channels=1,
+            out_channels=CLASSES,
+            blocks_down=(1, 2, 2, 4),
+            norm="INSTANCE",
+        )
+        .to(device)
+        .eval()
+    )
 
 
 def resident_bytes(field: str) -> int:
@@ -108,7 +114,9 @@ def measured(task: Callable[[], object]) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
     before, start = resident_bytes("VmRSS"), time.perf_counter()
     task()
-    return {"seconds": time.perf_counter() - start, "bytes": resident_bytes("VmHWM") - before}
+    seconds = time.perf_counter() - start
+    on_card = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    return {"seconds": seconds, "bytes": resident_bytes("VmHWM") - before, "bytes_on_card": on_card}
 
 
 def stock(setting: Setting) -> dict[str, float]:
@@ -137,12 +145,12 @@ def stock(setting: Setting) -> dict[str, float]:
             ),
         ]
     )
-    network, item = build_network(), preprocessing({key: setting.folder / "case.nii"})
-    inferer = SlidingWindowInferer([setting.patch] * 3, 1, setting.overlap, mode="gaussian", device=torch.device("cpu"))
+    network, item = build_network(setting.device), preprocessing({key: setting.folder / "case.nii"})
+    inferer = SlidingWindowInferer([setting.patch] * 3, 1, setting.overlap, mode="gaussian")
 
     def task() -> None:
         with torch.no_grad():
-            item["pred"] = inferer(item[key][None], network)[0]
+            item["pred"] = inferer(item[key][None].to(setting.device), network)[0]
         postprocessing(item)
 
     result = measured(task)
@@ -162,9 +170,10 @@ def medvol(setting: Setting, name: str, runtime: Runtime | None) -> dict[str, fl
             StretchToSpacingd(key, setting.spacing_mm),
         ]
     )
-    network = build_network()
+    network = build_network(setting.device)
     if runtime is not None:
         network = use_fast_norm(network).to(memory_format=runtime.memory_format)
+        torch.backends.cudnn.benchmark = True  # as choose_runtime does on a graphics card
         if setting.keep:
             keep_freed_memory()
     image = preprocessing({key: str(setting.folder / "case.nii")})[key]
@@ -180,10 +189,14 @@ def medvol(setting: Setting, name: str, runtime: Runtime | None) -> dict[str, fl
     return measured(unstreamed if name == "unstreamed" else streamed)
 
 
-def probe(folder: Path) -> Runtime:
+def probe(folder: Path, device: str) -> Runtime:
     """Return the runtime that medvol chooses; a process of its own, since the measurement takes memory."""
     return choose_runtime(
-        build_network(), (1, *[PROBE_SIZE] * 3), device=torch.device("cpu"), memory_file=folder / "runtime.json"
+        build_network(device),
+        (1, *[PROBE_SIZE] * 3),
+        device=device,
+        purpose="infer",
+        memory_file=folder / "runtime.json",
     )
 
 
@@ -209,9 +222,10 @@ def print_table(folder: Path) -> None:
     results = {
         name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS if (folder / f"{name}.json").exists()
     }
-    print("| run | seconds | memory above the input, MiB |\n|---|---|---|")
+    print("| run | seconds | memory above the input, MiB | of the graphics card, MiB |\n|---|---|---|---|")
     for name, result in results.items():
-        print(f"| {name} | {result['seconds']:.1f} | {result['bytes'] / 2**20:.0f} |")
+        memory, on_card = (result[key] / 2**20 for key in ("bytes", "bytes_on_card"))
+        print(f"| {name} | {result['seconds']:.2f} | {memory:.0f} | {on_card:.0f} |")
     if {"stock", "medvol"} <= set(results):
         speed = results["stock"]["seconds"] / results["medvol"]["seconds"]
         memory = results["stock"]["bytes"] / results["medvol"]["bytes"]
@@ -230,6 +244,7 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), help="of the working grid, mm")
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--straight", action="store_true", help="axes along the world's; MONAI's Spacing then agrees")
     parser.add_argument("--give-back", action="store_true", help="have malloc return memory, which takes time")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS)
@@ -239,11 +254,17 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         setting = Setting(
-            folder, options.patch, options.overlap, tuple(options.spacing), options.straight, not options.give_back
+            folder,
+            options.patch,
+            options.overlap,
+            tuple(options.spacing),
+            options.straight,
+            not options.give_back,
+            options.device,
         )
         write_volume(folder / "case.nii", tuple(options.shape), options.straight)
         if "medvol" in options.only:
-            chosen = in_a_process(probe, folder)
+            chosen = in_a_process(probe, folder, options.device)
             print(f"runtime: {chosen}", flush=True)
             (folder / "chosen.json").write_text(json.dumps(asdict(chosen)))
         for name in options.only:

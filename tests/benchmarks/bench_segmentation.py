@@ -1,12 +1,12 @@
 """Training throughput of a segmentation against a stock MONAI recipe: the same network, patches and batch, in one run.
 
-    python tests/benchmarks/bench_segmentation.py [--seconds 20]
+    python tests/benchmarks/bench_segmentation.py [--seconds 20] [--device cuda --patch 96 96 96 --batch 2]
 
 Stock is what MONAI's tutorials do: CacheDataset in memory, RandCropByPosNegLabeld and per-sample dictionary transforms,
-float32, default layout, `SupervisedTrainer`; with 0 and with 2 workers, of which the faster counts. medvol is what its
+float32, default layout, `SupervisedTrainer`. For both, the faster number of workers counts. medvol is what its
 bundles do: patches read from CachedVolumes, one augmentation per batch, measured precision and layout. A step is
 forward, loss, backward and optimiser alone, on a batch that is there already. The step of Swin UNETR is measured by
-bench_swin.py. Run it on an idle machine.
+bench_swin.py. Loading is with 0, 2 and, on a graphics card, 8 workers. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -56,12 +57,19 @@ from medvol.training.losses import DeepDiceCeLoss
 from medvol.transforms.augment import AugmentRanges
 from medvol.transforms.segmentation import training_preprocessing
 
-CPU = torch.device("cpu")
-VOLUME = (48, 64, 48)
-PATCH = (40, 56, 40)
-BATCH = 4
 CASES = 24
 KEYS = ("image", "label")
+MARGIN = 8  # voxels by which a volume is larger than a patch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both recipes share."""
+
+    device: str
+    patch: tuple[int, int, int]
+    batch: int
+    seconds: float
 
 
 def write_study(folder: Path, shape: tuple[int, int, int]) -> list[dict[str, str]]:
@@ -81,23 +89,23 @@ def write_study(folder: Path, shape: tuple[int, int, int]) -> list[dict[str, str
     return items
 
 
-def stock_network() -> nn.Module:
+def stock_network(setting: Setting) -> nn.Module:
     """Return MONAI's network."""
     torch.manual_seed(0)
-    ours = unet(1, 3, spatial_size=PATCH)
+    ours = unet(1, 3, spatial_size=setting.patch)
     return SegResNetDS(
         init_filters=16, out_channels=3, norm="INSTANCE", blocks_down=ours.blocks_down, dsdepth=ours.dsdepth
-    )
+    ).to(setting.device)
 
 
-def our_network() -> nn.Module:
+def our_network(setting: Setting) -> nn.Module:
     """Return the bundle's network, with the same weights."""
-    network = unet(1, 3, spatial_size=PATCH)
-    network.load_state_dict(stock_network().state_dict())
+    network = unet(1, 3, spatial_size=setting.patch).to(setting.device)
+    network.load_state_dict(stock_network(setting).state_dict())
     return network
 
 
-def stock_trainer(items: list[dict[str, str]], workers: int) -> SupervisedTrainer:
+def stock_trainer(items: list[dict[str, str]], setting: Setting, workers: int) -> SupervisedTrainer:
     """Return the trainer of MONAI's segmentation tutorials, with the augmentation of the bundle."""
     half = 0.5
     transform = Compose(
@@ -106,7 +114,9 @@ def stock_trainer(items: list[dict[str, str]], workers: int) -> SupervisedTraine
             EnsureChannelFirstd(keys=KEYS),
             Orientationd(keys=KEYS, axcodes="RAS", labels=None),
             NormalizeIntensityd(keys="image"),
-            RandCropByPosNegLabeld(keys=KEYS, label_key="label", spatial_size=PATCH, pos=1, neg=1, num_samples=1),
+            RandCropByPosNegLabeld(
+                keys=KEYS, label_key="label", spatial_size=setting.patch, pos=1, neg=1, num_samples=1
+            ),
             *[RandFlipd(keys=KEYS, prob=half, spatial_axis=axis) for axis in range(3)],
             RandAffined(
                 keys=KEYS,
@@ -125,16 +135,16 @@ def stock_trainer(items: list[dict[str, str]], workers: int) -> SupervisedTraine
     )
     loader = DataLoader(
         CacheDataset(items, transform, progress=False),
-        batch_size=BATCH,
+        batch_size=setting.batch,
         shuffle=True,
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=list_data_collate,
     )
-    network = stock_network()
+    network = stock_network(setting)
     return SupervisedTrainer(
-        device=CPU,
+        device=torch.device(setting.device),
         max_epochs=10_000,
         train_data_loader=loader,
         network=network,
@@ -149,25 +159,26 @@ def stock_loss() -> nn.Module:
     return DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True))
 
 
-def medvol_trainer(items: list[dict[str, str]], cache_dir: Path) -> SupervisedTrainer:
+def medvol_trainer(items: list[dict[str, str]], cache_dir: Path, setting: Setting, workers: int) -> SupervisedTrainer:
     """Return the trainer of the segmentation bundles."""
-    patch = PATCH
+    patch, device = setting.patch, torch.device(setting.device)
     facts = Facts(
         ("background", "a", "b"), ("image",), patch, (1.0, 1.0, 1.0), "mr", None, True, False, label_values=(0, 1, 2)
     )
     volumes = CachedVolumes(items, training_preprocessing(facts, patch_size=patch), cache_dir=cache_dir, progress=False)
     volumes.fill()
-    network = our_network()
-    runtime = choose_runtime(network, (1, *patch), device=CPU, batch=BATCH)
+    network = our_network(setting)
+    runtime = choose_runtime(network, (1, *patch), device=device, batch=setting.batch)
+    patches = ClassPatches(volumes, patch, per_epoch=CASES)
     ranges = AugmentRanges(
         flip_axes=(0, 1, 2),
         **{"rotate_deg": 30.0, "scale": 0.25, "shift": 0.05, "contrast": 0.25, "noise": 0.1, "gamma": 0.4, "blur": 1.0},
         **{"affine_probability": 0.4, "intensity_probability": 0.2},
     )
     return SupervisedTrainer(
-        device=CPU,
+        device=device,
         max_epochs=10_000,
-        train_data_loader=training_loader(ClassPatches(volumes, patch, per_epoch=CASES), batch_size=BATCH, seed=0),
+        train_data_loader=training_loader(patches, batch_size=setting.batch, seed=0, workers=workers),
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True),
         loss_function=DeepDiceCeLoss(),
@@ -183,75 +194,88 @@ def medvol_trainer(items: list[dict[str, str]], cache_dir: Path) -> SupervisedTr
     )
 
 
-def patches_per_second(trainer: SupervisedTrainer, seconds: float, batch: int) -> float:
-    """Train for a while after a warm-up of two steps and return the patches per second."""
+def patches_per_second(trainer: SupervisedTrainer, setting: Setting) -> float:
+    """Train for a while after a warm-up of two epochs and return the patches per second."""
     began: list[float] = []
     count = [0]
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def step(engine: SupervisedTrainer) -> None:
         if began:
-            count[0] += batch
-            if time.perf_counter() - began[0] > seconds:
+            count[0] += setting.batch
+            if time.perf_counter() - began[0] > setting.seconds:
                 engine.terminate()
-        elif engine.state.iteration == 2:
+        elif engine.state.epoch == 3:
             began.append(time.perf_counter())
 
     trainer.run()
     return count[0] / (time.perf_counter() - began[0])
 
 
-def seconds_per_step(kind: str, seconds: float) -> float:
+def seconds_per_step(kind: str, setting: Setting) -> float:
     """Return the time of forward, loss, backward and optimiser, fastest of those that fit into the time."""
-    network = stock_network() if kind == "stock" else our_network()
-    runtime = None if kind == "stock" else choose_runtime(network, (1, *PATCH), device=CPU, batch=BATCH)
+    device, shape = torch.device(setting.device), (1, *setting.patch)
+    network = stock_network(setting) if kind == "stock" else our_network(setting)
+    runtime = None if kind == "stock" else choose_runtime(network, shape, device=device, batch=setting.batch)
     loss = stock_loss() if kind == "stock" else DeepDiceCeLoss()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=kind != "stock")
     inferer = RuntimeInferer(runtime)
-    images = torch.randn(BATCH, 1, *PATCH)
-    labels = torch.randint(0, 3, (BATCH, 1, *PATCH)).float()
+    images = torch.randn(setting.batch, *shape, device=device)
+    labels = torch.randint(0, 3, (setting.batch, *shape), device=device).float()
     network.train()
     durations: list[float] = []
-    while len(durations) < 3 or sum(durations) < seconds:
+    while len(durations) < 3 or sum(durations) < setting.seconds:
         start = time.perf_counter()
         optimiser.zero_grad(set_to_none=True)
         outputs: Tensor | list[Tensor] = inferer(images, network)
         loss(outputs, labels).backward()
         optimiser.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         durations.append(time.perf_counter() - start)
     return min(durations[1:])
 
 
-def measure(what: str, kind: str, seconds: float) -> float:
+def measure(what: str, kind: str, setting: Setting, workers: int = 0) -> float:
     """Return one number, measured in a process of its own: what one recipe sets must not help the other."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_measure, what, kind, seconds).result()
+        return pool.submit(_measure, what, kind, setting, workers).result()
 
 
-def _measure(what: str, kind: str, seconds: float) -> float:
+def _measure(what: str, kind: str, setting: Setting, workers: int) -> float:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     if what == "step":
-        return seconds_per_step(kind, seconds)
+        return seconds_per_step(kind, setting)
     with tempfile.TemporaryDirectory() as folder:
-        items = write_study(Path(folder), VOLUME)
+        x, y, z = (length + MARGIN for length in setting.patch)
+        items = write_study(Path(folder), (x, y, z))
         if kind == "medvol":
-            return patches_per_second(medvol_trainer(items, Path(folder) / "cache"), seconds, BATCH)
-        return patches_per_second(stock_trainer(items, workers=int(kind)), seconds, BATCH)
+            return patches_per_second(medvol_trainer(items, Path(folder) / "cache", setting, workers), setting)
+        return patches_per_second(stock_trainer(items, setting, workers), setting)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=20, help="measured time per recipe")
-    seconds = parser.parse_args().seconds
-    print(f"unet, patches of {'x'.join(map(str, PATCH))}, batch {BATCH}, {torch.get_num_threads()} threads, ", end="")
-    print(f"torch {torch.__version__}\n{'':<20}{'stock':>8}{'medvol':>9}{'ratio':>8}")
-    steps = [measure("step", kind, seconds) for kind in ("stock", "medvol")]
-    print(f"{'seconds per step':<20}{steps[0]:>8.2f}{steps[1]:>9.2f}{steps[0] / steps[1]:>8.2f}", flush=True)
-    stock = max(measure("training", workers, seconds) for workers in ("0", "2"))
-    ours = measure("training", "medvol", seconds)
-    print(f"{'patches per second':<20}{stock:>8.2f}{ours:>9.2f}{ours / stock:>8.2f}")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--patch", type=int, nargs=3, default=(40, 56, 40))
+    parser.add_argument("--batch", type=int, default=4)
+    options = parser.parse_args()
+    setting = Setting(options.device, tuple(options.patch), options.batch, options.seconds)
+    on_card = torch.device(options.device).type == "cuda"
+    where = torch.cuda.get_device_name() if on_card else f"{torch.get_num_threads()} threads"
+    print(f"unet, patches of {'x'.join(map(str, setting.patch))}, batch {setting.batch}, {where}, ", end="")
+    print(f"torch {torch.__version__}\n{'':<20}{'stock':>10}{'medvol':>10}{'ratio':>8}")
+    steps = [1000 * measure("step", kind, setting) for kind in ("stock", "medvol")]
+    print(f"{'ms per step':<20}{steps[0]:>10.1f}{steps[1]:>10.1f}{steps[0] / steps[1]:>8.2f}", flush=True)
+    best = []
+    for kind in ("stock", "medvol"):
+        rates = {count: measure("training", kind, setting, count) for count in ((0, 2, 8) if on_card else (0, 2))}
+        print(f"  {kind}, patches per second by workers:", {count: round(rate, 2) for count, rate in rates.items()})
+        best.append(max(rates.values()))
+    print(f"{'patches per second':<20}{best[0]:>10.2f}{best[1]:>10.2f}{best[1] / best[0]:>8.2f}")
 
 
 if __name__ == "__main__":

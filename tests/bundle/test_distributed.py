@@ -38,6 +38,8 @@ TINY = {
     RESNET: {**QUIET, "spatial_size": [8, 9, 7]},
     UNET: {**QUIET, "width": 4, "patches_per_epoch": 4, "batch_size": 1},
 }
+# The two processes of these tests are on the processor, so the one must be, where there is a graphics card.
+ALONE = {"show_progress": False, "device": "cpu"}
 # A meeting point that processes have left cannot be used again: each run has its own port.
 DRIVER = """
 import json, os, sys
@@ -143,7 +145,7 @@ def assert_same_evaluation(one, two):
 
 @pytest.mark.slow
 def test_a_training_in_two_processes_equals_one_with_the_whole_batch(together, studies, tmp_path, bundle_run):
-    options = {**TINY[CONV], "batch_size": 4, "show_progress": False, "model_dir": str(tmp_path / "models")}
+    options = {**TINY[CONV], **ALONE, "batch_size": 4, "model_dir": str(tmp_path / "models")}
     bundle_run(CONV, ["train"], tmp_path, dataset_dir=str(studies[CONV]), **options)
     alone, shared = history(tmp_path), history(together[0] / CONV.name)
     assert [row["epoch"] for row in alone] == ["1", "2"]
@@ -167,7 +169,7 @@ def test_a_training_in_two_processes_equals_one_with_the_whole_batch(together, s
 @pytest.mark.parametrize("bundle", TINY, ids=lambda path: path.name)
 def test_an_evaluation_in_two_processes_equals_one(bundle, together, studies, tmp_path, bundle_run):
     folder = together[0] / bundle.name
-    options = {**TINY[bundle], "show_progress": False, "model_dir": str(folder / "models")}
+    options = {**TINY[bundle], **ALONE, "model_dir": str(folder / "models")}
     options.pop("val_interval")
     bundle_run(bundle, ["train", "evaluate"], tmp_path, dataset_dir=str(studies[bundle]), **options)
     assert_same_evaluation(folder, tmp_path)

@@ -110,7 +110,7 @@ def test_the_head_of_a_bundle_is_what_depends_on_its_classes(bundle):
     def network(classes):
         facts = {"_target_": "types.SimpleNamespace", "in_channels": 1, "in_features": 5, "spatial_size": size}
         facts |= {"num_classes": classes, "num_logits": classes if classes > 2 else 1, "spacing_mm": [1, 1, 1]}
-        numbers = {"width": 2, "feature_size": 12, "patch_size": None, "architecture": "vit"}
+        numbers = {"width": 2, "levels": None, "feature_size": 12, "patch_size": None, "architecture": "vit"}
         preset = "tiny" if "vit2d" in bundle.name else "compact"
         return ConfigParser(
             {"facts": facts, "network_def": config["network_def"], "preset": preset, **numbers}
@@ -155,7 +155,8 @@ def test_fine_tuning_to_three_classes_starts_from_equal_encoder_tensors_and_trai
     )
     workflow.initialize()
     network = workflow.parser.get_parsed_content("train#trainer").network
-    before, after = torch.load(models / "model.pt", weights_only=True), network.state_dict()
+    before = torch.load(models / "model.pt", weights_only=True)
+    after = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     other = {key for key in before if before[key].shape != after[key].shape}
     assert other
     assert all(torch.equal(before[key].to(after[key].dtype), after[key]) for key in set(before) - other)

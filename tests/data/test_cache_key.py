@@ -1,6 +1,7 @@
 """The key: whatever could change a voxel changes it, and nothing else does."""
 
 import functools
+import importlib
 import logging
 import os
 import pickle
@@ -32,6 +33,7 @@ from monai.transforms import (
 
 from medvol.data import cache_key
 from medvol.data.cache import CachedVolumes
+from medvol.data.cache_code import package_of
 from medvol.data.cache_describe import describe
 from medvol.data.cache_key import chain_digest, item_keys, references
 from medvol.errors import MedvolError
@@ -46,6 +48,32 @@ def digest(value):
 
 def scaled(image):
     return image * SCALE
+
+
+@pytest.mark.parametrize(
+    ("place", "described_by"),
+    [
+        ("site/{}.py", ["{}-1.0.dist-info/METADATA"]),  # pip install --target, --user, PYTHONPATH on a cluster
+        ("site/{}/__init__.py", ["{}-1.0.dist-info/METADATA"]),
+        ("lib/python3/dist-packages/{}.py", []),  # a distribution's own, without that folder being Python's
+        ("project/{}.py", None),
+        ("project/src/{}.py", []),  # an editable install leaves its description elsewhere
+    ],
+)
+def test_a_package_stands_for_its_code_wherever_it_is_installed(tmp_path, monkeypatch, place, described_by):
+    name = f"package{abs(hash(place))}"
+    file = tmp_path / place.format(name)
+    file.parent.mkdir(parents=True)
+    file.write_text("import re\nPATTERN = re.compile('x')\n\ndef step(image):\n    return PATTERN, image\n")
+    root = file.parent.parent if file.name == "__init__.py" else file.parent
+    for described in described_by or ():
+        (root / described.format(name)).parent.mkdir()
+        (root / described.format(name)).write_text(f"Name: {name}\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(root)
+    installed = "site" in place or "dist-packages" in place
+    assert package_of(importlib.import_module(name).__name__) == (name if installed else "")
+    if installed:  # what it holds is not looked at: a pattern could not be followed
+        digest(sys.modules[name].step)
 
 
 class Shift(Transform):

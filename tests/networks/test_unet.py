@@ -42,3 +42,12 @@ def test_a_size_that_cannot_be_halved_is_refused_with_the_next_larger_one():
         network(torch.zeros(1, 1, 40, 41, 47))
     assert caught.value.code == "BAD_PATCH_SIZE"
     assert "[40, 48, 48]" in str(caught.value)
+
+
+def test_stated_levels_are_kept_and_impossible_ones_refused():
+    network = unet(1, 2, spatial_size=(40, 56, 40), width=4, levels=3)
+    assert [int(factor) for factor in network.shape_factor()] == [4, 4, 4]
+    assert [tuple(output.shape[2:]) for output in network(torch.zeros(1, 1, 8, 8, 12))] == [(8, 8, 12), (4, 4, 6)]
+    for levels in (1, 6, 3.5):
+        with pytest.raises(MedvolError, match=f"levels {levels}; expected 2 to 5"):
+            unet(1, 2, spatial_size=(40, 56, 40), levels=levels)

@@ -18,8 +18,8 @@ from medvol.errors import MedvolError
 from medvol.networks.unet import unet
 from medvol.phantoms.cohort import segmentation_cohort
 from medvol.training.budget import Problem, build_network, largest_batch, largest_fit, shrunk
-from medvol.training.plan import PlanOptions, make_plan, plan_segmentation
-from medvol.training.plan_rules import plan_intensity, plan_spacing, working_sizes
+from medvol.training.plan import MOST_VOXELS, PlanOptions, make_plan, plan_segmentation
+from medvol.training.plan_rules import plan_flips, plan_intensity, plan_spacing, working_sizes
 from medvol.training.preflight import PROCESS_GB
 
 SMALL = partial(unet, width=8)
@@ -114,11 +114,40 @@ def test_a_patch_is_shrunk_until_it_fits_memory_and_never_exceeds_the_volume():
     budgets = (0.75, 30.0)
     plans = [planned(large, memory_gb=budget) for budget in budgets]
     small, large_size = (plan.facts.spatial_size for plan in plans)
-    assert math.prod(small) < math.prod(large_size) <= 96**3
+    assert math.prod(small) < math.prod(large_size) <= MOST_VOXELS["cuda" if torch.cuda.is_available() else "cpu"]
     for plan, budget in zip(plans, budgets, strict=True):
         assert plan.predicted_memory_gb <= budget
         assert all(length <= most for length, most in zip(plan.facts.spatial_size, (208, 96, 64), strict=True))
         assert network_takes(plan.facts.spatial_size)
+
+
+@pytest.mark.parametrize(
+    ("matters", "geometry", "paired", "axes"),
+    [
+        (True, True, False, ()),  # the body is symmetric in left and right alone
+        (False, True, False, (0,)),
+        (True, True, True, (0,)),
+        (False, False, False, (0, 1, 2)),  # the user says that a mirror image is as good, along whichever axis
+        (True, False, True, ()),
+    ],
+)
+def test_patches_are_mirrored_where_that_leaves_the_anatomy_in_place(matters, geometry, paired, axes):
+    found, why = plan_flips("auto", laterality_matters=matters, has_geometry=geometry, paired=paired)
+    assert found == axes
+    assert why
+
+
+def test_stated_flips_are_taken_unless_they_would_make_a_label_wrong():
+    found = fingerprint([(20, 20, 20)], [(1, 1, 1)])
+    plan = planned(found, flip_axes=[2, 1])
+    assert (plan.facts.flip_axes, plan.options()["flip_axes"]) == ((1, 2), [1, 2])
+    assert planned(found, flip_axes=[]).facts.flip_axes == ()
+    assert planned(found, flip_axes=[0, 1, 2], laterality_matters=False).facts.flip_axes == (0, 1, 2)
+    for wrong in ([0], [3]):
+        with pytest.raises(MedvolError, match=r"BAD_VALUE.*axes among \[1, 2\].*--laterality_matters False"):
+            planned(found, flip_axes=wrong)
+    with pytest.raises(MedvolError, match="UNKNOWN_OPTION"):
+        planned(found, flip_axes="all")
 
 
 def network_takes(size):

@@ -1,5 +1,6 @@
 """Batch augmentation against affine_grid, scipy and hand-made volumes."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from medvol.data.facts import Facts
 from medvol.transforms.augment import (
     AugmentRanges,
     apply_augmentation,
     apply_to_labels,
     draw_augmentation,
     flip_axes_for,
+    mirror_axes_of,
     sampling_grid,
 )
 
@@ -224,6 +227,26 @@ def test_pairs_open_the_left_right_axis_only_where_it_is_known_which_one_that_is
     assert flip_axes_for(laterality_matters=True, has_geometry=True) == (1, 2)
     # In an npy volume the exchange of left and right would be made for a mirror image of some other axis.
     assert flip_axes_for(laterality_matters=True, has_geometry=False, paired=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("flips", "matters", "axes"),
+    [
+        ((0,), False, (0,)),
+        ((0,), True, ()),  # structures were exchanged
+        ((0, 2), True, (2,)),
+        ((), False, ()),
+        (None, False, (0, 1, 2)),  # a model that does not say
+        (None, True, (1, 2)),
+    ],
+)
+def test_predictions_are_averaged_over_the_mirror_images_that_training_saw(flips, matters, axes):
+    facts = Facts(("background", "a"), ("image",), SIZE, (1.0, 1.5, 3.0), "mr", None, True, matters, flip_axes=flips)
+    assert mirror_axes_of(facts) == axes
+    assert mirror_axes_of(Facts.from_dict(json.loads(json.dumps(facts.as_dict())))) == axes
+    old = facts.as_dict()
+    del old["flip_axes"]
+    assert Facts.from_dict(old).flip_axes is None
 
 
 IMAGE = (12, 17)
