@@ -90,7 +90,7 @@ class SlidingWindow(Inferer):
         ]
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the logits of whole volumes, the same to the bit as `slabs` gives.
+        """Return the logits of whole volumes, on a processor the same to the bit as `slabs` gives.
 
         Args:
             inputs: Shape (n, channel, x, y, z).
