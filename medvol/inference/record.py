@@ -216,7 +216,7 @@ def load_networks(network: nn.Module, model_dirs: Sequence[str | Path], facts: F
             raise MedvolError(
                 "OTHER_STUDY",
                 file=folder,
-                found="a model whose classes, patch, spacing or intensities differ from the first one's",
+                found="a model whose classes, patch, spacing, intensities or mirrored axes differ from the first one's",
                 expected="folds of one study and plan",
                 fix="train all folds with the same options",
             )

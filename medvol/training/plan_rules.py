@@ -75,15 +75,14 @@ def plan_flips(
             return (), "left and right differ, and so do front and back, head and foot"
         why = "paired structures are exchanged" if laterality_matters else "left and right may be exchanged"
         return (0,), f"{why}; front and back, head and foot differ"
-    axes = tuple(sorted({int(axis) for axis in given}))
-    if not set(axes) <= set(allowed):
+    if not isinstance(given, Sequence) or not set(given) <= set(allowed):
         raise MedvolError(
             "BAD_VALUE",
-            found=f"flip_axes {list(given)}",
-            expected=f"axes among {list(allowed)} (0 is left/right, 1 front/back, 2 head/foot)",
-            fix="pass --laterality_matters False if left and right may be exchanged",
+            found=f"flip_axes {given}",
+            expected=f"a list of axes among {list(allowed)} (0 is left/right, 1 front/back, 2 head/foot)",
+            fix="write --flip_axes '[0]'; pass --laterality_matters False if left and right may be exchanged",
         )
-    return axes, "as given"
+    return tuple(sorted(set(given))), "as given"
 
 
 def working_sizes(fingerprint: Fingerprint, spacing_mm: Triple | None) -> npt.NDArray[np.int64]:

@@ -143,7 +143,7 @@ def test_stated_flips_are_taken_unless_they_would_make_a_label_wrong():
     assert (plan.facts.flip_axes, plan.options()["flip_axes"]) == ((1, 2), [1, 2])
     assert planned(found, flip_axes=[]).facts.flip_axes == ()
     assert planned(found, flip_axes=[0, 1, 2], laterality_matters=False).facts.flip_axes == (0, 1, 2)
-    for wrong in ([0], [3]):
+    for wrong in ([0], [3], ["x"], 1):
         with pytest.raises(MedvolError, match=r"BAD_VALUE.*axes among \[1, 2\].*--laterality_matters False"):
             planned(found, flip_axes=wrong)
     with pytest.raises(MedvolError, match="UNKNOWN_OPTION"):
