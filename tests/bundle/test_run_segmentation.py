@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -179,6 +180,22 @@ def test_a_model_is_applied_with_the_mirror_images_that_it_was_validated_with(bu
         assert parser.get_parsed_content("mirror") is trained
         parser["mirror"] = not trained
         assert parser.get_parsed_content("mirror") is not trained
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_training_mirrors_what_was_planned_and_inference_averages_over_that(bundle, tmp_path):
+    facts = replace(load_record(UNET / "models", {}).facts, flip_axes=(1,))
+    write_record(tmp_path, ModelRecord(facts, mirror=True, network={"width": 4, "feature_size": 12}))
+    for files in (["train"], ["train", "evaluate"], ["inference"]):
+        parser = ConfigParser()
+        parser.read_config([bundle / "configs" / f"{name}.json" for name in files])
+        parser["model_dir"] = str(tmp_path)
+        if files == ["train"]:
+            assert parser["plan"]["flip_axes"] == "@flip_axes"
+            parser["facts"], parser["mirror"] = facts, True
+            assert parser.get_parsed_content("augmentation").flip_axes == (1,)
+        parser["averaged_over"] = parser["inferer"]["mirror_axes"]
+        assert parser.get_parsed_content("averaged_over") == (1,)
 
 
 def test_masks_keep_the_values_of_the_study(cohort, tmp_path, train, predict, rows_of):
