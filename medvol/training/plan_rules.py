@@ -75,7 +75,7 @@ def plan_flips(
             return (), "left and right differ, and so do front and back, head and foot"
         why = "paired structures are exchanged" if laterality_matters else "left and right may be exchanged"
         return (0,), f"{why}; front and back, head and foot differ"
-    if not isinstance(given, Sequence) or not set(given) <= set(allowed):
+    if not isinstance(given, list | tuple) or not set(given) <= set(allowed):
         raise MedvolError(
             "BAD_VALUE",
             found=f"flip_axes {given}",
