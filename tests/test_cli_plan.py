@@ -48,6 +48,7 @@ def test_the_plan_is_printed_with_its_reasons_and_written_into_the_bundle(bundle
     size = " ".join(map(str, written["spatial_size"]))
     assert size in lines["spatial_size"]
     assert "median training volume" in lines["spatial_size"]
+    assert "none" in lines["flip_axes"]
     assert " GB " in lines["memory"]
     assert " min " in lines["time"]
     assert "0 background, 1 a, 2 b" in lines["structures"]

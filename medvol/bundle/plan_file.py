@@ -86,4 +86,4 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def _words(value: Any) -> str:
-    return " ".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)
+    return (" ".join(f"{one:g}" for one in value) or "none") if isinstance(value, list) else str(value)

@@ -80,7 +80,7 @@ def plan_flips(
             "BAD_VALUE",
             found=f"flip_axes {given}",
             expected=f"a list of axes among {list(allowed)} (0 is left/right, 1 front/back, 2 head/foot)",
-            fix="write --flip_axes '[0]'; pass --laterality_matters False if left and right may be exchanged",
+            fix=f"write --flip_axes '{list(allowed)}'; --laterality_matters False lets left and right be exchanged",
         )
     return tuple(sorted(set(given))), "as given"
 
