@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from medvol.inference import sliding_window, windows
-from medvol.inference.runtime import Runtime, choose_runtime, dtypes_of
+from medvol.inference.runtime import Runtime, choose_runtime, runtimes_for
 from medvol.inference.segmented import predict_labels
 from medvol.inference.sliding_window import SlidingWindow
 from medvol.networks.swin_unetr import swin_unetr
@@ -116,8 +116,7 @@ def test_the_card_s_runtime_is_measured_and_remembered(tmp_path, purpose):
     one, memory = network().to(CARD), tmp_path / "runtime.json"
     random = torch.cuda.get_rng_state()
     runtime = choose_runtime(one, (1, *PATCH), device=CARD, purpose=purpose, memory_file=memory)
-    assert runtime.device_type == "cuda"
-    assert runtime.dtype in dtypes_of(CARD, purpose)
+    assert runtime in runtimes_for(CARD, purpose)
     assert [Runtime(**known) for known in json.loads(memory.read_text()).values()] == [runtime]
     assert torch.equal(random, torch.cuda.get_rng_state())
 
@@ -136,12 +135,16 @@ def test_weights_are_averaged_on_the_card():
         torch.testing.assert_close(mean, value - keep)
 
 
+def precisions(purpose):
+    return [runtime.dtype for runtime in runtimes_for(CARD, purpose, [True])]
+
+
 def test_an_old_card_trains_in_float32_and_infers_in_float16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert dtypes_of(CARD, "train") == ("float32",)
-    assert dtypes_of(CARD, "infer") == ("float32", "float16")
+    assert precisions("train") == ["float32"]
+    assert precisions("infer") == ["float32", "float16"]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert dtypes_of(CARD, "train") == dtypes_of(CARD, "infer") == ("bfloat16",)
+    assert precisions("train") == precisions("infer") == ["bfloat16"]
 
 
 def test_half_of_a_card_s_free_memory_may_be_taken(monkeypatch):

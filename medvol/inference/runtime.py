@@ -179,7 +179,7 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
         runtime = Runtime(device.type, precision, bool(channels_last))
     else:
         layouts = (False, True) if channels_last is None else (channels_last,)
-        candidates = [Runtime(device.type, dtype, layout) for dtype in dtypes_of(device, purpose) for layout in layouts]
+        candidates = runtimes_for(device, purpose, layouts)
         runtime = _remembered(network, input_shape, candidates, probe, Path(memory_file) if memory_file else None)
     network.to(memory_format=runtime.layout(1 + len(input_shape)))  # type: ignore[call-overload]  # torch's stub lacks it
     if runtime.compiled:
@@ -188,8 +188,19 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
     return runtime
 
 
-def dtypes_of(device: torch.device, purpose: str) -> tuple[str, ...]:
-    """Return the precisions worth measuring on a device, the plainer first.
+def runtimes_for(device: torch.device, purpose: str, layouts: Sequence[bool] = (False, True)) -> list[Runtime]:
+    """Return what is worth measuring on a device, the plainer first.
+
+    Args:
+        device: Where the network will run.
+        purpose: `train` or `infer`.
+        layouts: Whether channels are last, of each candidate.
+    """
+    return [Runtime(device.type, dtype, layout) for dtype in _dtypes(device, purpose) for layout in layouts]
+
+
+def _dtypes(device: torch.device, purpose: str) -> tuple[str, ...]:
+    """Return the precisions worth measuring.
 
     A graphics card with tensor cores for bfloat16 is always faster with them. An older one emulates bfloat16, slowly;
     its float16 needs the loss scaled in training, which no trainer here does.
@@ -217,7 +228,7 @@ def measure_runtimes(
     """
     probe = probe or Probe()
     if candidates is None:
-        candidates = [Runtime("cpu", dtype, layout) for dtype in ("float32", "bfloat16") for layout in (False, True)]
+        candidates = runtimes_for(torch.device("cpu"), probe.purpose)
     share = probe.seconds / len(candidates)
     seconds = {
         candidate: min(_durations(copy.deepcopy(network), input_shape, candidate, probe, share))

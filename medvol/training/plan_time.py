@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medvol.inference.memory import keep_freed_memory
-from medvol.inference.runtime import Runtime, dtypes_of
+from medvol.inference.runtime import Runtime, runtimes_for
 from medvol.training.budget import SMALLEST_BATCH, Fit, Problem, largest_fit, with_batch
 from medvol.training.losses import DeepDiceCeLoss
 
@@ -71,11 +71,10 @@ def seconds_per_step(problem: Problem, fit: Fit, device: torch.device) -> float:
     """
     if device.type == "cpu":
         keep_freed_memory()
-    runtimes = [Runtime(device.type, dtype, layout) for dtype in dtypes_of(device, "train") for layout in (False, True)]
     network = problem.network(fit.size).to(device)
     best = math.inf
     with torch.random.fork_rng(devices=[]):
-        for runtime in runtimes:
+        for runtime in runtimes_for(device, "train"):
             twin = copy.deepcopy(network).to(memory_format=runtime.memory_format)  # type: ignore[call-overload]
             first = _step_seconds(twin, fit, problem, runtime, device)
             if first < 2 * best:

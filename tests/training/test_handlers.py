@@ -11,6 +11,8 @@ from torch import nn
 
 from medvol.data.loading import EpochShuffle, collate_cases, training_loader
 from medvol.errors import MedvolError
+from medvol.training import handlers
+from medvol.training.checkpoint import ResumeState, SaveState
 from medvol.training.handlers import (
     AugmentBatch,
     AverageWeights,
@@ -64,6 +66,27 @@ def test_augmented_batches_do_not_depend_on_the_number_of_workers():
     assert len(alone) == 6
     for first, second in zip(alone, helped, strict=True):
         torch.testing.assert_close(first, second, atol=0, rtol=0)
+
+
+def test_a_batch_is_changed_on_the_device_that_trains(monkeypatch):
+    # `meta` stands for a graphics card: tensors there have a device and no numbers.
+    for name in ("apply_augmentation", "apply_to_labels"):
+        monkeypatch.setattr(handlers, name, lambda tensor, *_: tensor)
+    batch = {"image": torch.zeros(2, 1, *SIZE), "label": torch.zeros(2, 1, *SIZE)}
+    state = SimpleNamespace(batch=batch, iteration=1, device=torch.device("meta"))
+    AugmentBatch(AugmentRanges(), SIZE, seed=0)(SimpleNamespace(state=state))
+    assert {tensor.device.type for tensor in batch.values()} == {"meta"}
+
+
+def test_the_state_to_resume_from_holds_the_generator_of_a_card(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([3, 1, 4], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: found.append(state.tolist()))
+    state = SimpleNamespace(epoch=1, iteration=2, epoch_length=2, max_epochs=3)
+    SaveState(tmp_path / "checkpoint.pt", {})(SimpleNamespace(state=state))
+    ResumeState(tmp_path / "checkpoint.pt", {}, resume=True)(SimpleNamespace(state=state))
+    assert found == [[3, 1, 4]]
 
 
 def test_each_epoch_has_another_order_that_seed_and_epoch_decide():
