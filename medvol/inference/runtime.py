@@ -191,25 +191,15 @@ def choose_runtime(  # noqa: PLR0913 - one place for every wish about the runtim
 def runtimes_for(device: torch.device, purpose: str, layouts: Sequence[bool] = (False, True)) -> list[Runtime]:
     """Return what is worth measuring on a device, the plainer first.
 
-    Args:
-        device: Where the network will run.
-        purpose: `train` or `infer`.
-        layouts: Whether channels are last, of each candidate.
-    """
-    return [Runtime(device.type, dtype, layout) for dtype in _dtypes(device, purpose) for layout in layouts]
-
-
-def _dtypes(device: torch.device, purpose: str) -> tuple[str, ...]:
-    """Return the precisions worth measuring.
-
     A graphics card with tensor cores for bfloat16 is always faster with them. An older one emulates bfloat16, slowly;
     its float16 needs the loss scaled in training, which no trainer here does.
     """
-    if device.type == "cpu":
-        return "float32", "bfloat16"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return ("bfloat16",)
-    return ("float32", "float16") if purpose == "infer" else ("float32",)
+    dtypes = ["float32", "bfloat16"]
+    if device.type != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False):
+        dtypes = ["bfloat16"]
+    elif device.type != "cpu":
+        dtypes = ["float32", "float16"] if purpose == "infer" else ["float32"]
+    return [Runtime(device.type, dtype, layout) for dtype in dtypes for layout in layouts]
 
 
 def measure_runtimes(
