@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 
 ## make test       the test suite, in two processes
 test: $(VENV)/installed
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal  # their threads share cores: no busy waiting
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal --maxfail 30  # their threads share cores: no busy waiting
 
 ## make lint       style, types and the size limits
 lint: $(VENV)/installed

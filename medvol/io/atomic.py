@@ -37,9 +37,10 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
-            raise _refusal(path, error) from error
-        raise
+        trouble = _system_error(error)
+        if trouble is None:
+            raise
+        raise _refusal(path, trouble) from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -54,10 +55,17 @@ def _umask() -> int:
     return current
 
 
-def _refusal(path: Path, error: BaseException) -> MedvolError:
-    if getattr(error, "errno", None) in _FULL or "PytorchStreamWriter" in str(error):
+def _system_error(error: BaseException | None) -> OSError | None:
+    # torch closes its archive after a failed write, which fails too and hides the first error behind a RuntimeError.
+    while isinstance(error, RuntimeError):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, OSError) else None
+
+
+def _refusal(path: Path, error: OSError) -> MedvolError:
+    if error.errno in _FULL:
         return MedvolError(
             "DISK_FULL", file=path, found="no space left to write it", fix="free space; the old file is intact"
         )
-    reason = getattr(error, "strerror", None) or str(error)
+    reason = error.strerror or str(error)
     return MedvolError("CANNOT_WRITE", file=path, found=reason, fix="name a folder that you may write to")
