@@ -7,6 +7,7 @@ terminal. Whatever a program wants to act on stands in attributes, and long list
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from os import PathLike, fspath
 from typing import Any
@@ -102,14 +103,26 @@ def require_choice(option: str, value: object, choices: Iterable[str]) -> None:
 
 
 def find_refusal(error: BaseException | None) -> MedvolError | None:
-    """Return the MedvolError that an exception was raised from, however often MONAI wrapped it."""
+    """Return the MedvolError that an exception was raised from, however often MONAI wrapped it.
+
+    A full disk, which any library may meet, is one too: `DISK_FULL`.
+    """
     seen: set[int] = set()
+    full: MedvolError | None = None
     while error is not None and id(error) not in seen:
         if isinstance(error, MedvolError):
             return error
+        if isinstance(error, OSError) and is_full(error):
+            fix = "free space, or name another folder"
+            full = MedvolError("DISK_FULL", file=error.filename or "", found="no space left to write it", fix=fix)
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None
+    return full
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether the system says that a disk is full or a quota used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _rebuild(fields: dict[str, Any]) -> MedvolError:

@@ -1,11 +1,13 @@
 """The error type: one line, the whole finding, and it survives a worker process."""
 
+import errno
+import os
 import pickle
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvol.errors import MedvolError, nearest
+from medvol.errors import MedvolError, find_refusal, nearest
 
 
 def example():
@@ -45,3 +47,21 @@ def test_a_long_path_is_shortened_before_the_fix_is_lost(path):
 def test_the_nearest_name_is_offered_only_when_it_is_near():
     assert nearest("max_epoch", ["max_epochs", "seed"]) == "did you mean 'max_epochs'?"
     assert nearest("zzz", ["max_epochs", "seed"]) == ""
+
+
+def test_a_full_disk_is_a_refusal_whatever_library_met_it():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.csv")
+        except OSError as error:
+            raise RuntimeError("as a library wraps it") from error
+    except RuntimeError as wrapped:
+        refusal = find_refusal(wrapped)
+    assert str(refusal) == "DISK_FULL: a.csv: no space left to write it; free space, or name another folder"
+    assert find_refusal(OSError(errno.EACCES, "Permission denied")) is None
+
+
+def test_a_refusal_comes_before_the_full_disk_that_it_was_made_from():
+    refusal = MedvolError("CANNOT_WRITE", found="no room")
+    refusal.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert find_refusal(refusal) is refusal

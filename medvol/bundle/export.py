@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from monai.bundle import ckpt_export
 from torch import Tensor
 
 from medvol.bundle.export_source import Answer, Source, Tensors, compare, load_source
-from medvol.errors import MedvolError, require_choice
+from medvol.errors import MedvolError, find_refusal, require_choice
 from medvol.inference.record import WEIGHTS_FILE, record_fields
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2", "torchscript": "model.ts"}
@@ -77,7 +78,7 @@ def export_bundle(
         model_dir: Folder of the weights; empty for the bundle's `models`.
 
     Raises:
-        MedvolError: `NO_WEIGHTS` and the like for the weights, `UNKNOWN_OPTION`, `MISSING_PACKAGE`.
+        MedvolError: `NO_WEIGHTS` and the like for the weights, `UNKNOWN_OPTION`, `MISSING_PACKAGE`, `DISK_FULL`.
     """
     for name in formats:
         require_choice("formats", name, FORMATS)
@@ -86,6 +87,7 @@ def export_bundle(
     source = load_source(bundle, model_dir)
     folder = Path(output) if output else source.model_dir
     folder.mkdir(parents=True, exist_ok=True)
+    _require_room(folder, source.network)
     return [_export(source, name, folder / FORMATS[name]) for name in formats]
 
 
@@ -98,9 +100,10 @@ def _export(source: Source, name: str, path: Path) -> Exported:
             with _quiet(), torch.no_grad():
                 how, answer, batches = writers[name](source, draft)
                 difference, agreement = compare(source, answer, batches)
-        except MedvolError:
-            raise
         except Exception as error:  # whatever an exporter says of a network that it cannot follow
+            refusal = find_refusal(error)
+            if refusal is not None:
+                raise refusal from error
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             return Exported(name, None, reason=f"{type(error).__name__}: {reason[:160]}")
         low = agreement is not None and agreement < LEAST_AGREEMENT
@@ -206,6 +209,19 @@ def _any_batch(source: Source, write: Callable[[Tensors, Any], Answer]) -> tuple
     except Exception as error:  # exporters have no common error
         logger.debug("No free batch: %s", error)
     return write(source.draw(1, 0), None), (1,), "batch of 1"
+
+
+def _require_room(folder: Path, network: torch.nn.Module) -> None:
+    """Refuse a disk without room beforehand: torch ends the process when one fills under a TorchScript file."""
+    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    needed = 2 * weights + 2**22  # a file is written beside the one that it replaces, and its graph takes room too
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        found = f"{free / 2**20:.1f} MiB free"
+        expected = f"{needed / 2**20:.1f} MiB for a format"
+        raise MedvolError(
+            "DISK_FULL", file=folder, found=found, expected=expected, fix="free space, or give another -o"
+        )
 
 
 def _require_onnx() -> None:

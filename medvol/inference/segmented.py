@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from monai.data.meta_tensor import MetaTensor
 
-from medvol.errors import MedvolError
+from medvol.errors import MedvolError, is_full
 from medvol.geometry import Affine
 from medvol.inference.sliding_window import SlidingWindow
 from medvol.inference.source_grid import SourceGrid, label_dtype, labels_on_source
@@ -119,10 +118,9 @@ def _scratch_array(folder: str | Path, shape: Sequence[int], dtype: Any) -> npt.
             stream.flush()
             return np.memmap(stream, dtype=dtype, mode="r+", shape=tuple(shape), order="F")
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise MedvolError(
-            "DISK_FULL" if is_full else "CANNOT_WRITE",
+            "DISK_FULL" if is_full(error) else "CANNOT_WRITE",
             file=folder,
-            found=f"no room for {size:,} bytes of labels" if is_full else error.strerror or str(error),
+            found=f"no room for {size:,} bytes of labels" if is_full(error) else error.strerror or str(error),
             fix="free space, or name another output folder",
         ) from error

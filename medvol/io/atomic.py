@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from medvol.errors import MedvolError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from medvol.errors import MedvolError, is_full
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -63,7 +60,7 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def _refusal(path: Path, error: OSError) -> MedvolError:
-    if error.errno in _FULL:
+    if is_full(error):
         return MedvolError(
             "DISK_FULL", file=path, found="no space left to write it", fix="free space; the old file is intact"
         )

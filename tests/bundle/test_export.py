@@ -158,6 +158,23 @@ def test_the_largest_difference_and_the_share_of_equal_labels_are_measured(tmp_p
     assert (difference, agreement) == (2.0, pytest.approx(1 - 1 / 40))
 
 
+def test_a_disk_without_room_is_refused_before_torch_ends_the_process_on_it(tabular, tmp_path, monkeypatch):
+    usage = export.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda folder: usage._replace(free=2**20))
+    with pytest.raises(MedvolError, match=r"DISK_FULL: .*1\.0 MiB free; expected 4\.\d MiB for a format"):
+        export_bundle(str(tabular), str(tmp_path), formats=["torchscript"])
+
+
+def test_a_disk_that_fills_meanwhile_is_no_fault_of_the_format(tabular, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", full)
+    with pytest.raises(MedvolError, match="DISK_FULL"):
+        export_bundle(str(tabular), str(tmp_path), formats=["torch-export"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_weights_packages_and_formats_are_named(tabular, tmp_path, monkeypatch):
     with pytest.raises(MedvolError, match=r"UNKNOWN_OPTION.*did you mean 'onnx'"):
         export_bundle(str(tabular), formats=["onxx"])
