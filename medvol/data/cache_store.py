@@ -9,14 +9,17 @@
 * The folder is kept within a number of bytes by removing the entries that were used least recently, but never those
   that the asking data set itself uses: going through a study that is larger than the limit would otherwise remove each
   entry just before its turn. What does not fit stays uncached.
+* The last part of a disk is left free: entries can be made again, but models and results must find room.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +39,8 @@ LOCK_PATIENCE_S = 600.0  # a holder that is stopped must not stop everybody; com
 POLL_S = 0.02
 ORPHAN_S = 60.0  # an unlocked part file may have been created a moment ago and be about to be locked
 ORPHAN_WITHOUT_LOCKS_S = 86400.0  # where the file system cannot say who is alive
+
+SPARE_BYTES = 2**30  # left free for what a training writes, but not more than a twentieth of a disk
 
 _ENTRY = re.compile(r"[0-9a-f]{40}\.mvcache")
 _PART = re.compile(r"[0-9a-f]{40}\.[0-9a-f]{16}\.mvpart")
@@ -100,7 +105,7 @@ class CacheFolder:
             keep: Keys that are not removed to make room.
 
         Raises:
-            OSError: As the system says, e.g. ENOSPC or EROFS. Nothing is left behind.
+            OSError: As the system says, e.g. EROFS; ENOSPC already at the last part of a disk. Nothing is left behind.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._make_room(header.length, keep):
@@ -165,20 +170,29 @@ class CacheFolder:
         if self._listed_bytes is not None:
             headroom = self.max_bytes - self._listed_bytes
             # Other processes write too. Listing again after a sixteenth of the room keeps sixteen of them within it.
-            if self._written_bytes + needed <= headroom // 16:
+            if self._written_bytes + needed <= headroom // 16 and needed <= _room_on_disk(self.path):
                 return True
         entries = self.entries()
         total = sum(entry.nbytes for entry in entries)
         removable = [entry for entry in entries if entry.path.stem not in keep]
-        if total - sum(entry.nbytes for entry in removable) + needed > self.max_bytes:
+        least = total - sum(entry.nbytes for entry in removable) + needed
+        limit = min(self.max_bytes, total + _room_on_disk(self.path))
+        if least > self.max_bytes:
             return False  # nothing is removed for what will not fit anyway
+        if least > limit:
+            raise OSError(errno.ENOSPC, "No space left but what is kept free for models and results")
         for entry in removable:
-            if total + needed <= self.max_bytes:
+            if total + needed <= limit:
                 break
             entry.path.unlink(missing_ok=True)
             total -= entry.nbytes
         self._listed_bytes, self._written_bytes = total, 0
         return True
+
+
+def _room_on_disk(folder: Path) -> int:
+    usage = shutil.disk_usage(folder)
+    return usage.free - min(SPARE_BYTES, usage.total // 20)
 
 
 def _scan(folder: Path) -> list[os.DirEntry[Any]]:

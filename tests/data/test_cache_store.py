@@ -10,6 +10,7 @@ import subprocess
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,10 +291,39 @@ def tiny_disk(path, options):
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def test_really_full_disk_is_survived(tmp_path, notes):
+def test_the_last_part_of_a_disk_is_left_free(tmp_path, notes, monkeypatch):
+    size = _entry_size(tmp_path, notes)
+    room = cache_store.SPARE_BYTES + 3 * size + size // 2
+
+    def usage(folder):
+        return SimpleNamespace(total=2**40, free=room - sum(path.stat().st_size for path in entries(tmp_path)))
+
+    monkeypatch.setattr(cache_store.shutil, "disk_usage", usage)
+    dataset = volumes(tmp_path, notes, ram_bytes=0)
+    with pytest.warns(UserWarning, match="kept free for models and results") as caught:
+        assert_right(dataset, times=2)
+    assert len(caught) == 1
+    assert len(entries(tmp_path)) == 3
+
+
+def test_entries_of_others_make_room_on_a_disk_that_is_nearly_full(tmp_path, notes, monkeypatch):
+    size = _entry_size(tmp_path, notes)
+    volumes(tmp_path, notes, count=4).fill()
+    # A twentieth of this disk is one entry, and half an entry is free beside that.
+    usage = SimpleNamespace(total=20 * size, free=size + size // 2)
+    monkeypatch.setattr(cache_store.shutil, "disk_usage", lambda folder: usage)
+    new = CachedVolumes([{"case": "n0", "number": 0}], Make(notes), cache_dir=tmp_path / "cache", progress=False)
+    new.fill()
+    left = {path.stem for path in entries(tmp_path)}
+    assert left >= set(new._keys)
+    assert len(left) == 4
+
+
+def test_really_full_disk_is_survived(tmp_path, notes, monkeypatch):
+    monkeypatch.setattr(cache_store, "_room_on_disk", lambda folder: 2**40)  # as if another filled it meanwhile
     with tiny_disk(tmp_path / "cache", "size=24k"):
         dataset = volumes(tmp_path, notes, ram_bytes=0)
-        with pytest.warns(UserWarning, match="No space left") as caught:
+        with pytest.warns(UserWarning, match="No space left on device") as caught:
             assert_right(dataset, times=2)
         assert len(caught) == 1
         stored = entries(tmp_path)
