@@ -10,7 +10,22 @@ import sys
 from collections.abc import Sequence
 
 from medvol import __version__
-from medvol.commands import bundles, check, cohort, compare, deid, export, new, plan, pull, push, scan, short, table
+from medvol.commands import (
+    bundles,
+    check,
+    cohort,
+    compare,
+    deid,
+    export,
+    join,
+    new,
+    plan,
+    pull,
+    push,
+    scan,
+    short,
+    table,
+)
 from medvol.commands.shared import with_dashes
 from medvol.errors import find_refusal
 
@@ -35,7 +50,7 @@ may follow.
 
 Not for clinical use."""
 
-COMMANDS = (new, table, check, pull, scan, deid, push, cohort, plan, bundles, short, compare, export)
+COMMANDS = (new, table, check, pull, scan, deid, push, cohort, plan, bundles, short, compare, join, export)
 """In the order of `medvol --help`."""
 
 

@@ -20,7 +20,12 @@ LEAST = {
 }
 """Whole numbers, and the smallest that each may be."""
 
+LISTS = ("width",)
+"""Whole numbers of which there may be several."""
+
 ABOVE_ZERO = ("nsd_tolerance_mm",)
+PATHS = ("_dir", "_root", "_file")
+EXPRESSIONS = ("$", "@", "%")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "encoder_factor", "cache_ram_gb")
 SHARES = ("warmup_fraction", "label_smoothing")
 """From 0 to below 1."""
@@ -40,9 +45,10 @@ def require_values(config: Mapping[str, Any], defined: Sequence[Mapping[str, Any
         MedvolError: `BAD_VALUE` with the option, its value, what it may be, and an example.
     """
     _require_device(config.get("device"))
+    require_texts({name: value for name, value in config.items() if _is_text(name, defined)})
     for name, value in config.items():
         own = next((one[name] for one in defined if isinstance(one.get(name), bool | int | float)), None)
-        if own is None or value is None or value == "auto" or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+        if own is None or value is None or value == "auto" or (isinstance(value, str) and value[:1] in EXPRESSIONS):
             continue
         expected = _expected(name, value, own)
         if expected:
@@ -51,14 +57,34 @@ def require_values(config: Mapping[str, Any], defined: Sequence[Mapping[str, Any
             )
 
 
+def require_texts(options: Mapping[str, Any]) -> None:
+    """Refuse a path or another text that is True: so MONAI's command line reads an option without a value.
+
+    Raises:
+        MedvolError: `BAD_VALUE`.
+    """
+    for name, value in options.items():
+        if isinstance(value, bool):
+            expected = "a path" if name.endswith(PATHS) else "a text"
+            fix = f"write what it is behind --{name}"
+            raise MedvolError("BAD_VALUE", found=f"--{name} without a value", expected=expected, fix=fix)
+
+
+def _is_text(name: str, defined: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an option is a path by its name, or has a text as the bundle's own value that is no expression."""
+    own = [one[name] for one in defined if name in one]
+    return name.endswith(PATHS) or any(isinstance(one, str) and one[:1] not in EXPRESSIONS for one in own)
+
+
 def _expected(name: str, value: Any, own: bool | float) -> str:
     """Return what an option may be where its value is not that; else nothing."""
     if isinstance(own, bool):
         return "" if value in (True, False) else "True or False"  # 1 and 0 equal them
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in LEAST:
-        least = LEAST[name]
-        return "" if is_number and value >= least and float(value).is_integer() else f"a whole number from {least} on"
+        words = f"a whole number from {LEAST[name]} on" + (", or a list of them" if name in LISTS else "")
+        several = value if name in LISTS and isinstance(value, list) and value else [value]
+        return "" if all(_is_whole(one, LEAST[name]) for one in several) else words
     rules = {
         "a number above 0": (ABOVE_ZERO, lambda: value > 0),
         "a number that is not negative": (NOT_NEGATIVE, lambda: value >= 0),
@@ -68,6 +94,11 @@ def _expected(name: str, value: Any, own: bool | float) -> str:
         if name in names:
             return "" if is_number and holds() else words
     return "" if is_number else "a number"
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and value >= least and float(value).is_integer()
 
 
 def _require_device(value: Any) -> None:

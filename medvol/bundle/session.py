@@ -25,7 +25,7 @@ from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from medvol.bundle.clients import place_bundle, running_bundle, running_parser, take_cases
-from medvol.bundle.option_values import require_values
+from medvol.bundle.option_values import require_texts, require_values
 from medvol.data.processes import Processes
 from medvol.errors import MedvolError, find_refusal, nearest
 
@@ -66,6 +66,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
             configuration files.
     """
     sys.excepthook = _short_errors
+    require_texts({"bundle_root": bundle_root, "output_dir": output_dir})
     _keep_to_oneself()
     if processes is not None and processes.rank > 0:
         sys.excepthook = _loud_errors

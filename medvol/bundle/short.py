@@ -103,8 +103,11 @@ def bundle_command(mode: str, bundle: str, dataset: str, output: str, options: S
         options: Further options, passed on as they are.
 
     Raises:
-        MedvolError: `NO_BUNDLE`, or `MISSING_OPTION` for a shipped bundle without an output.
+        MedvolError: `NO_BUNDLE`; `MISSING_OPTION` for a shipped bundle without an output; `BAD_VALUE` for an option
+            without its path.
     """
+    from medvol.bundle.option_values import require_texts  # imports torch, which `medvol list` does without
+
     root = find_bundle(bundle)
     if not output and root.resolve() in shipped_bundles():
         raise MedvolError(
@@ -132,6 +135,7 @@ def bundle_command(mode: str, bundle: str, dataset: str, output: str, options: S
         "model_dir": "" if mode == "predict" or not output else _as_text(os.path.join(output, "models")),  # noqa: PTH118 - a text
     }
     given = {_option_name(word) for word in options if _is_option(word)}
+    require_texts(dict.fromkeys(_without_value(options) & set(chosen), True))
     words = [word for name, value in chosen.items() if value and name not in given for word in (f"--{name}", value)]
     return ["run", *words, *options]
 
@@ -165,6 +169,11 @@ def run_bundle(command: Sequence[str]) -> None:
     try:
         fire.Fire({"run": run}, name=PROGRAM)
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and "config file" in str(error):
+            fix = "name files of the bundle's `configs`"
+            raise MedvolError(
+                "NOT_FOUND", found=str(error).rstrip("."), expected="configuration files", fix=fix
+            ) from error
         refusal = find_refusal(error)
         if refusal is None or refusal.code != "NO_WEIGHTS":
             raise
@@ -176,6 +185,14 @@ def run_bundle(command: Sequence[str]) -> None:
 
 def _is_option(word: str) -> bool:
     return re.match("--|-[a-zA-Z]", word) is not None
+
+
+def _without_value(words: Sequence[str]) -> set[str]:
+    """Return the names of options behind which no value stands."""
+    followed = zip(words, [*words[1:], "--"], strict=True)
+    return {
+        _option_name(word) for word, after in followed if _is_option(word) and "=" not in word and _is_option(after)
+    }
 
 
 def _option_name(word: str) -> str:

@@ -143,9 +143,13 @@ def save_model(
         record: What is written beside them.
         dtype: Type of the weights on disk; float16 halves the file and moves logits by a thousandth.
     """
+    return save_state(model_dir, {name: _stored(value, dtype) for name, value in network.state_dict().items()}, record)
+
+
+def save_state(model_dir: str | Path, weights: Mapping[str, torch.Tensor], record: ModelRecord) -> ModelRecord:
+    """Write tensors by name as `save_model` does, as they are."""
     folder = Path(model_dir)
-    weights = {name: _stored(value, dtype) for name, value in network.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, lambda stream: torch.save(weights, stream))
+    write_atomically(folder / WEIGHTS_FILE, lambda stream: torch.save(dict(weights), stream))
     return write_record(folder, replace(record, weights_sha256=file_sha256(folder / WEIGHTS_FILE)))
 
 
@@ -160,8 +164,32 @@ def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord)
     """Load the weights that belong to `record` and return the network.
 
     Raises:
+        MedvolError: As `read_weights`; `OTHER_NETWORK` with the first layers that differ.
+    """
+    weights = read_weights(model_dir, record)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if differing:
+        name = differing[0]
+        raise MedvolError(
+            "OTHER_NETWORK",
+            file=Path(model_dir) / WEIGHTS_FILE,
+            found=f"{len(differing)} layers differ, first {name}: {found.get(name, 'absent')}",
+            expected=f"{expected.get(name, 'absent')}",
+            fix="use the network and the study the weights were trained with",
+            details=differing,
+        )
+    network.load_state_dict(weights)
+    return network
+
+
+def read_weights(model_dir: str | Path, record: ModelRecord) -> dict[str, torch.Tensor]:
+    """Return the weights that belong to `record` by name.
+
+    Raises:
         MedvolError: `NO_WEIGHTS`, `WEIGHTS_MISMATCH` when file and record do not belong together, `BAD_WEIGHTS` for a
-            damaged or foreign file, `OTHER_NETWORK` with the first layers that differ.
+            damaged or foreign file.
     """
     path = Path(model_dir) / WEIGHTS_FILE
     if not path.is_file():
@@ -180,22 +208,7 @@ def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord)
         raise MedvolError(
             "BAD_WEIGHTS", file=path, found=str(error).splitlines()[0][:120], expected="a state dict", fix="train again"
         ) from error
-    weights = weights.get("model", weights)
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-    if differing:
-        name = differing[0]
-        raise MedvolError(
-            "OTHER_NETWORK",
-            file=path,
-            found=f"{len(differing)} layers differ, first {name}: {found.get(name, 'absent')}",
-            expected=f"{expected.get(name, 'absent')}",
-            fix="use the network and the study the weights were trained with",
-            details=differing,
-        )
-    network.load_state_dict(weights)
-    return network
+    return dict(weights.get("model", weights))
 
 
 def load_networks(network: nn.Module, model_dirs: Sequence[str | Path], facts: Facts) -> nn.Module:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import final
 
 from monai.networks.nets import SegResNetDS
 from monai.networks.nets.segresnet_ds import scales_for_resolution
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvol.errors import MedvolError
 from medvol.networks.fast_norm import use_fast_norm
+from medvol.networks.mean import MeanOfNetworks
 
 
 @final
@@ -68,24 +70,28 @@ def unet(
     *,
     spatial_size: Sequence[int],
     spacing_mm: Sequence[float] | None = None,
-    width: int = 16,
+    width: int | Sequence[int] = 16,
     levels: int | None = None,
     supervised: int = 3,
-) -> ResidualUNet:
-    """Return the residual U-Net.
+) -> nn.Module:
+    """Return the residual U-Net, or the mean of several.
 
     Args:
         in_channels: Channels of the image.
         num_outputs: Classes, background included.
         spatial_size: Voxels of a training patch along x, y, z; decides the depth. Other sizes work as well.
         spacing_mm: Of the working grid; anisotropic voxels are not halved along their coarse axes until about cubic.
-        width: Channels at full resolution; doubled at each level.
+        width: Channels at full resolution; doubled at each level. Several widths give as many networks, averaged.
         levels: Resolutions, 2 to 5; as many as `levels_for` finds when None. Most weights lie in the coarsest.
         supervised: Outputs while training, one per resolution from the finest on.
 
     Raises:
-        MedvolError: `UNKNOWN_OPTION` for another number of levels.
+        MedvolError: `UNKNOWN_OPTION` for another number of levels, or a width that is none.
     """
+    if isinstance(width, Sequence):
+        _require_widths(width)
+        alone = partial(unet, in_channels, num_outputs, spatial_size=spatial_size, spacing_mm=spacing_mm)
+        return MeanOfNetworks([alone(width=one, levels=levels, supervised=supervised) for one in width])
     if levels is None:
         levels = levels_for(spatial_size, spacing_mm)
     elif levels not in range(2, MOST_LEVELS + 1):
@@ -102,3 +108,9 @@ def unet(
     )
     use_fast_norm(network)
     return network
+
+
+def _require_widths(widths: Sequence[int]) -> None:
+    if not widths or isinstance(widths, str) or not all(isinstance(one, int) and one > 0 for one in widths):
+        found = f"width {widths!r}"[:80]
+        raise MedvolError("UNKNOWN_OPTION", found=found, expected="channels, or a list of them such as [16, 16]")

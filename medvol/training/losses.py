@@ -72,9 +72,10 @@ class DeepDiceCeLoss(nn.Module):
     """Dice plus cross-entropy (MONAI's DiceCELoss) at every output of a network with deep supervision.
 
     Soft Dice takes the batch as one volume, as nnU-Net does where a structure may be absent from a patch, and leaves
-    out the background. An output of half the resolution weighs half (Isensee et al., Nature Methods 2021). MONAI's own
-    DeepSupervisionLoss takes coarse targets half a voxel off: voxel i of a convolution of stride 2 is centred on voxel
-    2i of the finer grid, not on 2i + 1.
+    out the background. An output of half the resolution weighs half (Isensee et al., Nature Methods 2021); networks
+    that learn side by side give several of one resolution, which weigh alike. MONAI's own DeepSupervisionLoss takes
+    coarse targets half a voxel off: voxel i of a convolution of stride 2 is centred on voxel 2i of the finer grid, not
+    on 2i + 1.
     """
 
     def __init__(self) -> None:
@@ -85,11 +86,12 @@ class DeepDiceCeLoss(nn.Module):
         """Return the loss, a weighted mean over the outputs.
 
         Args:
-            logits: Shape (n, classes, x, y, z), or one such tensor per resolution, the finest first.
+            logits: Shape (n, classes, x, y, z), or one such tensor or more per resolution, the finest first.
             labels: Class indices, (n, 1, x, y, z).
         """
         outputs = [logits] if isinstance(logits, Tensor) else list(logits)
-        weights = [0.5**level for level in range(len(outputs))]
+        resolutions = list(dict.fromkeys(output.shape[2:] for output in outputs))
+        weights = [0.5 ** resolutions.index(output.shape[2:]) for output in outputs]
         targets = (F.interpolate(labels.float(), size=output.shape[2:], mode="nearest") for output in outputs)
         losses = [self.loss(output.float(), target) for output, target in zip(outputs, targets, strict=True)]
         return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)

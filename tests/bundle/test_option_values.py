@@ -9,7 +9,8 @@ from medvol.bundle.short import shipped_bundles
 from medvol.errors import MedvolError
 
 DEFINED = [
-    {"max_epochs": 60, "learning_rate": 0.003, "resume": False, "cache_ram_gb": 4, "spatial_size": "auto"},
+    {"max_epochs": 60, "width": 16, "learning_rate": 0.003, "resume": False, "cache_ram_gb": 4, "spatial_size": "auto"},
+    {"model_dir": "$@output_dir + '/models'", "label_column": "label", "mirror": "$@record.mirror"},
     {"warmup_fraction": 0.25, "device": "$torch.device('cpu')"},
     {"max_epochs": "@more", "more": 5},
 ]
@@ -23,6 +24,9 @@ DEFINED = [
         ("max_epochs", 1.5, r"--max_epochs 1.5.*a whole number from 1 on"),
         ("max_epochs", float("inf"), r"--max_epochs inf.*a whole number"),
         ("max_epochs", True, r"--max_epochs True.*a whole number"),
+        ("max_epochs", [1, 2], r"--max_epochs \[1, 2\].*a whole number from 1 on;"),
+        ("width", [16, 0], r"--width \[16, 0\].*a whole number from 1 on, or a list of them; such as --width 16"),
+        ("width", [], r"--width \[\].*or a list of them"),
         ("learning_rate", "abc", r"--learning_rate abc.*not negative.*such as --learning_rate 0.003"),
         ("learning_rate", -1, r"--learning_rate -1.*not negative"),
         ("learning_rate", [0.1], r"--learning_rate \[0.1\].*not negative"),
@@ -31,6 +35,9 @@ DEFINED = [
         ("warmup_fraction", 2, r"--warmup_fraction 2.*from 0 to below 1"),
         ("device", "foo", r"--device foo; expected cpu.*leave it out"),
         ("device", "cuda:99", r"--device cuda:99; expected cpu.*leave it out"),
+        ("model_dir", True, r"--model_dir without a value; expected a path; write what it is behind --model_dir"),
+        ("label_column", True, r"--label_column without a value; expected a text"),
+        ("spatial_size", False, r"--spatial_size without a value"),
         ("resume", "maybe", r"--resume maybe.*True or False"),
         ("resume", 2, r"--resume 2.*True or False"),
     ],
@@ -44,6 +51,8 @@ def test_a_value_of_another_kind_is_refused_with_an_example(name, value, words):
     ("name", "value"),
     [
         ("max_epochs", 1),
+        ("width", [16, 32]),
+        ("mirror", True),
         ("max_epochs", "auto"),
         ("max_epochs", "$20 * 2"),
         ("max_epochs", "@more"),

@@ -79,6 +79,19 @@ def test_paths_stay_the_texts_that_they_are(run_with):
         assert (seen["dataset_dir"], seen["output_dir"], seen["model_dir"]) == (path, path, f"{path}/models"), path
 
 
+@pytest.mark.parametrize("name", ["model_dir", "config_file", "output_dir", "dataset_dir"])
+def test_a_path_without_a_value_is_refused(name, capsys):
+    for words in (["-o", "out", f"--{name}"], ["-o", "out", f"--{name}", "--max_epochs", "1"]):
+        assert main(["train", "resnet3d_classification", "study.csv", *words]) == 1
+        assert f"BAD_VALUE: --{name} without a value; expected a path" in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_not_there_is_refused(capsys):
+    words = ["train", "resnet3d_classification", "study.csv", "-o", "out", "--config_file", "nowhere.json"]
+    assert main(words) == 1
+    assert "NOT_FOUND: Cannot find the config file: nowhere.json; expected" in capsys.readouterr().err
+
+
 def test_the_printed_command_is_what_a_shell_splits_into_the_same_words():
     for path in ("out", "it's", 'a "b"', "$HOME", "a b", "a\\b", "!x", "'$x'"):
         command = bundle_command("evaluate", "unet_segmentation", path, path, ["--window_hu", "[-1,2]"])
