@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _is_option(word: str) -> bool:
 
 def _without_value(words: Sequence[str]) -> set[str]:
     """Return the names of options behind which no value stands."""
-    followed = zip(words, [*words[1:], "--"], strict=True)
+    followed = pairwise([*words, "--"])
     return {
         _option_name(word) for word, after in followed if _is_option(word) and "=" not in word and _is_option(after)
     }
