@@ -192,15 +192,22 @@ def finish_inference(
         raise SystemExit(SOME_FAILED)
 
 
-def require_unseen(study: Study, record: ModelRecord, split: str) -> None:
-    """Refuse to evaluate on patients that the model was trained or calibrated on.
+def require_unseen(study: Study, record: ModelRecord, split: str, ensemble: Sequence[str | Path] = ()) -> None:
+    """Refuse to evaluate on patients that the model, or one of several, was trained or calibrated on.
 
     Validation cases may be looked at as what they are, `--eval_split val`.
+
+    Args:
+        study: With the split.
+        record: Of the model.
+        split: Which is evaluated on.
+        ensemble: `models` folders of all networks where there are several.
 
     Raises:
         MedvolError: `LEAK`, with the number of patients.
     """
-    seen = set(record.trained_on)
+    records = [load_record(folder, record.facts.as_dict()) for folder in ensemble] or [record]
+    seen = {patient for one in records for patient in one.trained_on}
     patients = {case.patient for case in study.cases if case.split == split}
     leaked = sorted(patient for patient in patients if patient_digest(patient) in seen)
     if leaked and split == "test":

@@ -11,8 +11,10 @@ EPILOG = """examples:
   medvol predict unet_segmentation new_scans/ -o predicted --model_dir joined/models
 
 The answer is the mean of the networks' logits; it takes the time of all. `predict`, `evaluate`, `export` and MONAI's
-clients read the joined model as they read any other. A training makes one at once: --width '[16, 16]'. On patients of
-whom one of the models saw some, `evaluate` refuses the joined one."""
+clients read the joined model as they read any other. A training makes one at once: --width '[16, 16]'.
+
+`evaluate` refuses test patients whom one of the models saw. Where folds are joined, each one's validation cases were
+training cases of the others: what the folds reach one by one is the estimate."""
 
 
 def add(commands: Commands) -> None:

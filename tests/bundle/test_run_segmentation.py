@@ -11,8 +11,10 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from medvol.bundle.join import join_models
+from medvol.data.sources import open_study
 from medvol.errors import find_refusal
-from medvol.inference.record import ModelRecord, load_record, write_record
+from medvol.inference.record import ModelRecord, load_record, patient_digest, write_record
 from medvol.phantoms.cohort import segmentation_cohort
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +168,32 @@ def test_all_cases_can_be_trained_on_and_folds_be_ensembled(cohort, tmp_path, tr
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         predict(tmp_path / "q", image, folds[0], ensemble=[folds[0], str(tmp_path / "all/models")])
     assert find_refusal(wrapped.value).code == "OTHER_STUDY"
+
+
+def test_networks_learn_side_by_side_are_joined_and_hide_no_patient_that_one_of_them_saw(
+    cohort, tmp_path, train, predict, evaluate
+):
+    pair, other = tmp_path / "pair" / "models", tmp_path / "other" / "models"
+    train(tmp_path / "pair", cohort, width=[4, 6], max_epochs=1)
+    evaluate(tmp_path / "pair", cohort)
+    assert "dice" in json.loads((tmp_path / "pair" / "metrics.json").read_text())["metrics"]
+    record = load_record(pair, {})
+    assert record.network["width"] == [4, 6]
+
+    joined = join_models([pair, pair], tmp_path / "joined" / "models")
+    assert joined.network["width"] == [4, 6, 4, 6]
+    image = next(cohort.parent.glob("images/*.nii.gz"))
+    for name, models in (("one", pair), ("two", tmp_path / "joined" / "models")):
+        predict(tmp_path / name, image, models)
+    one, two = (nib.load(next((tmp_path / name).glob("predictions/*.nii.gz"))).get_fdata() for name in ("one", "two"))
+    np.testing.assert_array_equal(one, two)
+
+    shutil.copytree(pair, other)
+    everybody = tuple(patient_digest(case.patient) for case in open_study(str(cohort)).cases)
+    write_record(other, replace(record, trained_on=everybody))
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011
+        evaluate(tmp_path / "e", cohort, model_dir=str(pair), ensemble=[str(pair), str(other)])
+    assert find_refusal(wrapped.value).code == "LEAK"
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
