@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from medvol.errors import MedvolError
-from medvol.inference.record import RECORD_FILE, ModelRecord, load_record, read_weights, save_state
+from medvol.inference.record import RECORD_FILE, ModelRecord, load_record, other_plan, read_weights, save_state
 
 OPTION = "width"
 """The number of an architecture that may be a list, see `medvol.networks.unet.unet`."""
@@ -63,13 +63,7 @@ def _record(folder: Path) -> ModelRecord:
 
 def _require_same_plan(first: ModelRecord, record: ModelRecord, folder: str | Path) -> None:
     if record.facts != first.facts or record.mirror != first.mirror:
-        raise MedvolError(
-            "OTHER_STUDY",
-            file=folder,
-            found="a model whose classes, patch, spacing, intensities or mirrored axes differ from the first one's",
-            expected="models of one study and plan",
-            fix="train all with the same options",
-        )
+        raise other_plan(folder)
     numbers, others = ({**one.network, OPTION: None} for one in (first, record))
     if numbers != others:
         raise MedvolError(

@@ -24,11 +24,15 @@ LISTS = ("width",)
 """Whole numbers of which there may be several."""
 
 ABOVE_ZERO = ("nsd_tolerance_mm",)
-PATHS = ("_dir", "_root", "_file")
-EXPRESSIONS = ("$", "@", "%")
 NOT_NEGATIVE = ("learning_rate", "weight_decay", "encoder_factor", "cache_ram_gb")
 SHARES = ("warmup_fraction", "label_smoothing")
 """From 0 to below 1."""
+
+PATHS = ("_dir", "_root", "_file")
+"""How names of options end that take a path."""
+
+EXPRESSIONS = ("$", "@", "%")
+"""How values begin that MONAI works out."""
 
 
 def require_values(config: Mapping[str, Any], defined: Sequence[Mapping[str, Any]]) -> None:

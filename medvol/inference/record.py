@@ -226,15 +226,20 @@ def load_networks(network: nn.Module, model_dirs: Sequence[str | Path], facts: F
     for folder in model_dirs:
         record = load_record(folder, facts.as_dict())
         if record.facts != facts:
-            raise MedvolError(
-                "OTHER_STUDY",
-                file=folder,
-                found="a model whose classes, patch, spacing, intensities or mirrored axes differ from the first one's",
-                expected="folds of one study and plan",
-                fix="train all folds with the same options",
-            )
+            raise other_plan(folder)
         loaded.append(load_weights(copy.deepcopy(network) if len(model_dirs) > 1 else network, folder, record))
     return loaded[0] if len(loaded) == 1 else nn.ModuleList(loaded)
+
+
+def other_plan(folder: str | Path) -> MedvolError:
+    """Return the refusal of a model that cannot answer together with another."""
+    return MedvolError(
+        "OTHER_STUDY",
+        file=folder,
+        found="a model whose classes, patch, spacing, intensities or mirrored axes differ from the first one's",
+        expected="models of one study and plan",
+        fix="train all with the same options",
+    )
 
 
 def _stored(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
