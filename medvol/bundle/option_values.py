@@ -84,7 +84,7 @@ def _expected(name: str, value: Any, own: bool | float) -> str:
     """Return what an option may be where its value is not that; else nothing."""
     if isinstance(own, bool):
         return "" if value in (True, False) else "True or False"  # 1 and 0 equal them
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = _is_number(value)
     if name in LEAST:
         words = f"a whole number from {LEAST[name]} on" + (", or a list of them" if name in LISTS else "")
         several = value if name in LISTS and isinstance(value, list) and value else [value]
@@ -100,9 +100,12 @@ def _expected(name: str, value: Any, own: bool | float) -> str:
     return "" if is_number else "a number"
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_whole(value: Any, least: int) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and value >= least and float(value).is_integer()
+    return _is_number(value) and value >= least and float(value).is_integer()
 
 
 def _require_device(value: Any) -> None:

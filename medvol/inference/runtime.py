@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from medvol.errors import MedvolError, require_choice
 from medvol.inference.memory import keep_freed_memory
 from medvol.io.atomic import write_text
+from medvol.networks.mean import as_outputs
 from medvol.networks.small_maps import use_exact_small_maps
 
 logger = logging.getLogger(__name__)
@@ -267,8 +268,7 @@ def _durations(
         with torch.set_grad_enabled(training):
             outputs = inferer(batch, network)
             if training:
-                tensors = [outputs] if isinstance(outputs, Tensor) else outputs
-                torch.stack([output.sum() for output in tensors]).sum().backward()
+                torch.stack([output.sum() for output in as_outputs(outputs)]).sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - start)

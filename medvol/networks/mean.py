@@ -1,8 +1,8 @@
 """Several networks as one, whose answers are averaged: what one of them takes for a structure by chance, others do not.
 
-Networks that start from other random weights err on other voxels, so that the mean of a few is better than the best of
-them (Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS
-2017).
+Networks that start from other random weights err on other voxels, so that their mean is as a rule better than each
+(Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017).
+How much better is to be measured: two of one kind may gain nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MeanOfNetworks(nn.Module):
         outputs = [network(x) for network in self.networks]
         if not self.training:
             return torch.stack(outputs).mean(dim=0)
-        resolutions = zip(*(_as_list(one) for one in outputs), strict=True)
+        resolutions = zip(*map(as_outputs, outputs), strict=True)
         return [output for outputs_of_one in resolutions for output in outputs_of_one]
 
     def shape_factor(self) -> Sequence[int]:
@@ -42,5 +42,6 @@ class MeanOfNetworks(nn.Module):
         return cast("Sequence[int]", self.networks[0].shape_factor())  # type: ignore[operator]
 
 
-def _as_list(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def as_outputs(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return the outputs of a network, of which one with deep supervision gives several while it trains."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)

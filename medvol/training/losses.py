@@ -12,6 +12,7 @@ from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from medvol.errors import require_choice
+from medvol.networks.mean import as_outputs
 
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -89,7 +90,7 @@ class DeepDiceCeLoss(nn.Module):
             logits: Shape (n, classes, x, y, z), or one such tensor or more per resolution, the finest first.
             labels: Class indices, (n, 1, x, y, z).
         """
-        outputs = [logits] if isinstance(logits, Tensor) else list(logits)
+        outputs = as_outputs(logits)
         resolutions = list(dict.fromkeys(output.shape[2:] for output in outputs))
         weights = [0.5 ** resolutions.index(output.shape[2:]) for output in outputs]
         targets = (F.interpolate(labels.float(), size=output.shape[2:], mode="nearest") for output in outputs)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medvol.errors import MedvolError, find_refusal
+from medvol.networks.mean import as_outputs
 
 GIB = 2**30
 PROCESS_GB = 0.6  # Python with torch, MONAI and SimpleITK, before the first volume: 0.46 GiB measured
@@ -213,7 +214,7 @@ def _run(twin: nn.Module, shape: Sequence[int]) -> Any:
 
 
 def _total(outputs: Any, shape: Sequence[int], loss: Loss | None) -> Tensor:
-    several = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    several = as_outputs(outputs)
     if loss is None:
         return torch.stack([one.float().sum() for one in several]).sum()
     return loss(several, torch.empty((shape[0], 1, *shape[2:]), device="meta", dtype=torch.uint8))
@@ -225,7 +226,7 @@ def _failure(network: nn.Module, in_channels: int, size: Sequence[int]) -> str:
         outputs = _run(_twin(network), (1, in_channels, *size))
     except Exception as error:  # a network may fail in any way on a size that it was not made for
         return f"{type(error).__name__}: {error}"
-    finest = outputs if isinstance(outputs, Tensor) else outputs[0]
+    finest = as_outputs(outputs)[0]
     return "" if tuple(finest.shape[2:]) == tuple(size) else f"its output has the shape {tuple(finest.shape)}"
 
 
