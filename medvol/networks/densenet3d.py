@@ -15,6 +15,7 @@ from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 
 from medvol.errors import require_choice
+from medvol.networks.pooling import MeanOfPairs
 from medvol.networks.sizes import require_size
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -43,6 +44,8 @@ class DenseNet3D(DenseNet):
         stages["conv0"].padding = (0, 0, 0)
         if not preset["pool_stem"]:
             stages["pool0"] = nn.Identity()
+        for index in range(1, len(preset["block_config"])):
+            stages[f"transition{index}"].pool = MeanOfPairs(round_up=False)
         self.features = nn.Sequential(OrderedDict(pad0=pad, **stages))
         self.smallest = smallest_size(len(preset["block_config"]), pool_stem=preset["pool_stem"])
 

@@ -12,6 +12,8 @@ from typing import final
 
 from torch import Tensor, nn
 
+from medvol.networks.pooling import MeanOfPairs
+
 
 @final
 class ResNet3D(nn.Module):
@@ -34,8 +36,8 @@ class ResNet3D(nn.Module):
             nn.BatchNorm3d(widths[0]),
             nn.ReLU(inplace=True),
         )
-        stages = [ResidualBlock(widths[0], widths[0], stride=1)]
-        stages += [ResidualBlock(before, after, stride=2) for before, after in pairwise(widths)]
+        stages = [ResidualBlock(widths[0], widths[0], halve=False)]
+        stages += [ResidualBlock(before, after, halve=True) for before, after in pairwise(widths)]
         self.stages = nn.Sequential(*stages)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], num_outputs)
@@ -55,26 +57,26 @@ class ResidualBlock(nn.Module):
     (He et al., "Bag of Tricks for Image Classification", CVPR 2019).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, halve: bool) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=2 if halve else 1, padding=1, bias=False),
             nn.BatchNorm3d(out_channels),
             nn.ReLU(inplace=True),
             nn.Conv3d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm3d(out_channels),
         )
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
+        if halve or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.AvgPool3d(stride, ceil_mode=True),
+                MeanOfPairs(round_up=True) if halve else nn.Identity(),
                 nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=False),
                 nn.BatchNorm3d(out_channels),
             )
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features, the spatial size divided by the stride and rounded up."""
+        """Return features, of half the size (rounded up) where the block halves."""
         return self.activation(self.convolutions(x) + self.shortcut(x))
 
 
