@@ -192,7 +192,7 @@ def _with_record(source: Source, path: Path) -> Path:
     Whom the model was trained on stays behind.
     """
     config = json.loads((source.folder / "configs" / "inference.json").read_text())
-    fields = record_fields(replace(source.record, trained_on=(), training={}))
+    fields = record_fields(replace(source.record, trained_on=(), fitted_on=(), training={}))
     config["record"] = {"_target_": "medvol.inference.record.record_of", "values": fields}
     path.write_text(json.dumps(config, indent=4))
     return path

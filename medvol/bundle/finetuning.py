@@ -11,7 +11,7 @@ from medvol.bundle.finish import new_record
 from medvol.bundle.pretraining import SAME_FACTS
 from medvol.data.facts import Facts
 from medvol.data.study import Study
-from medvol.inference.record import ModelRecord, file_sha256, patient_digest
+from medvol.inference.record import ModelRecord, file_sha256, patient_digest, union
 from medvol.training.finetune import record_beside, weights_file
 
 logger = logging.getLogger(__name__)
@@ -59,5 +59,9 @@ def fine_tuned_record(
     differing = [name for name in SAME_FACTS if ours[name] != theirs[name]]
     if differing:
         logger.warning("The model was trained on images with other %s", ", ".join(differing))
-    trained_on = tuple(sorted({*record.trained_on, *seen}))
-    return replace(record, trained_on=trained_on, training={**record.training, "fine_tuned_from": origin})
+    return replace(
+        record,
+        trained_on=union([record.trained_on, before.trained_on]),
+        fitted_on=union([record.fitted_on, before.fitted_on]),
+        training={**record.training, "fine_tuned_from": origin},
+    )

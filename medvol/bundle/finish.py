@@ -69,10 +69,16 @@ def new_record(
         network: Numbers that decide the architecture and that a user may change.
         mirror: Segmentation: whether predictions are averaged over mirror images.
     """
-    seen = sorted({patient_digest(case.patient) for case in study.cases if case.split in ("train", "val")})
+    fitted = {patient_digest(case.patient) for case in study.cases if case.split == "train"}
+    seen = fitted | {patient_digest(case.patient) for case in study.cases if case.split == "val"}
     training = {"bundle": bundle, **seeds, "data_sha256": content_hash(study)}
     return ModelRecord(
-        facts=facts, trained_on=tuple(seen), training=training, network=dict(network or {}), mirror=mirror
+        facts=facts,
+        trained_on=tuple(sorted(seen)),
+        fitted_on=tuple(sorted(fitted)),
+        training=training,
+        network=dict(network or {}),
+        mirror=mirror,
     )
 
 
@@ -195,7 +201,8 @@ def finish_inference(
 def require_unseen(study: Study, record: ModelRecord, split: str, ensemble: Sequence[str | Path] = ()) -> None:
     """Refuse to evaluate on patients that the model, or one of several, was trained or calibrated on.
 
-    Validation cases may be looked at as what they are, `--eval_split val`.
+    Validation cases may be looked at as what they are, `--eval_split val`, where none was a training case: of another
+    fold, or of one of the folds that were joined.
 
     Args:
         study: With the split.
@@ -207,16 +214,19 @@ def require_unseen(study: Study, record: ModelRecord, split: str, ensemble: Sequ
         MedvolError: `LEAK`, with the number of patients.
     """
     records = [load_record(folder, record.facts.as_dict()) for folder in ensemble] or [record]
-    seen = {patient for one in records for patient in one.trained_on}
+    if split not in ("val", "test"):
+        return
+    seen = {patient for one in records for patient in (one.trained_on if split == "test" else one.fitted_on)}
     patients = {case.patient for case in study.cases if case.split == split}
-    leaked = sorted(patient for patient in patients if patient_digest(patient) in seen)
-    if leaked and split == "test":
+    leaked = [patient for patient in patients if patient_digest(patient) in seen]
+    if leaked:
+        place = "training or validation" if split == "test" else "the training of the model or of a part of it"
         raise MedvolError(
             "LEAK",
             file=study.source,
-            found=f"{len(leaked)} of {len(patients)} test patients were in training or validation",
+            found=f"{len(leaked)} of {len(patients)} {split} patients were in {place}",
             expected="none",
-            fix="use the --split_seed of the training, or its cases.csv",
+            fix="use the --split and --split_seed of the training, or its cases.csv; of folds evaluate each by itself",
         )
 
 

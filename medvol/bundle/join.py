@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from medvol.errors import MedvolError
-from medvol.inference.record import RECORD_FILE, ModelRecord, load_record, other_plan, read_weights, save_state
+from medvol.inference.record import RECORD_FILE, ModelRecord, load_record, other_plan, read_weights, save_state, union
 
 OPTION = "width"
 """The number of an architecture that may be a list, see `medvol.networks.unet.unet`."""
@@ -41,7 +41,8 @@ def join_models(model_dirs: Sequence[str | Path], output: str | Path) -> ModelRe
     first = records[0]
     joined = replace(
         first,
-        trained_on=tuple(sorted({patient for record in records for patient in record.trained_on})),
+        trained_on=union(record.trained_on for record in records),
+        fitted_on=union(record.fitted_on for record in records),
         training={"bundle": first.training.get("bundle", ""), "joined": [_origin(record) for record in records]},
         cleaning=first.cleaning if all(record.cleaning == first.cleaning for record in records) else {},
         network={**first.network, OPTION: [one for several in widths for one in several]},

@@ -13,8 +13,8 @@ EPILOG = """examples:
 The answer is the mean of the networks' logits; it takes the time of all. `predict`, `evaluate`, `export` and MONAI's
 clients read the joined model as they read any other. A training makes one at once: --width '[16, 16]'.
 
-`evaluate` refuses test patients whom one of the models saw. Where folds are joined, each one's validation cases were
-training cases of the others: what the folds reach one by one is the estimate."""
+`evaluate` refuses patients whom one of the models saw: where folds are joined, each one's validation cases were
+training cases of the others. What the folds reach one by one is the estimate."""
 
 
 def add(commands: Commands) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class ModelRecord:
         temperature: Divides the logits before the softmax; fitted on validation (Guo et al., ICML 2017).
         weights_sha256: Digest of the weights file; empty while nothing is trained.
         trained_on: Digests of the patients in the training and validation split, so that a test on them is refused.
+        fitted_on: Digests of those of the training split, so that they do not pass for validation; empty in records
+            of before it was kept.
         training: Seeds, epochs, data hash and whatever else documents the run.
         cleaning: Segmentation: post-processing of each structure that helped on validation, by class name.
         network: Numbers that decide the architecture and that a user may change, such as `width`.
@@ -46,6 +48,7 @@ class ModelRecord:
     temperature: float = 1.0
     weights_sha256: str = ""
     trained_on: tuple[str, ...] = ()
+    fitted_on: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
     cleaning: dict[str, dict[str, Any]] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +100,7 @@ def record_of(values: Mapping[str, Any]) -> ModelRecord:
         temperature=float(values["temperature"]),
         weights_sha256=values["weights_sha256"],
         trained_on=tuple(values["trained_on"]),
+        fitted_on=tuple(values.get("fitted_on", ())),
         training=values["training"],
         cleaning=values.get("cleaning", {}),
         network=values.get("network", {}),
@@ -111,6 +115,7 @@ def record_fields(record: ModelRecord) -> dict[str, Any]:
         "temperature": record.temperature,
         "weights_sha256": record.weights_sha256,
         "trained_on": list(record.trained_on),
+        "fitted_on": list(record.fitted_on),
         "training": record.training,
         "cleaning": record.cleaning,
         "network": record.network,
@@ -259,3 +264,8 @@ def file_sha256(path: str | Path) -> str:
 def patient_digest(patient: str) -> str:
     """Return a digest under which a patient is remembered without the name, 16 hexadecimal digits."""
     return hashlib.sha256(patient.encode()).hexdigest()[:16]
+
+
+def union(digests: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Return every digest of several records once, sorted."""
+    return tuple(sorted(set().union(*digests)))

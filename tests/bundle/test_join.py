@@ -47,12 +47,12 @@ def joined_network(folder):
 
 def test_a_joined_model_answers_with_the_mean_and_remembers_all_patients(tmp_path):
     (first, one), (second, other) = (
-        model(tmp_path / "a", 4, trained_on=("p1", "p2"), training={"seed": 0, "bundle": "b"}),
-        model(tmp_path / "b", 6, seed=1, trained_on=("p2", "p3"), training={"seed": 1, "bundle": "b"}),
+        model(tmp_path / "a", 4, trained_on=("p1", "p2"), fitted_on=("p1",), training={"seed": 0, "bundle": "b"}),
+        model(tmp_path / "b", 6, seed=1, trained_on=("p2", "p3"), fitted_on=("p3",), training={"seed": 1, "bundle": "b"}),
     )
     record = join_models([first, second], tmp_path / "joined")
     assert record.network == {"width": [4, 6], "levels": 2}
-    assert record.trained_on == ("p1", "p2", "p3")
+    assert (record.trained_on, record.fitted_on) == (("p1", "p2", "p3"), ("p1", "p3"))
     assert [(part["seed"], part["width"]) for part in record.training["joined"]] == [(0, 4), (1, 6)]
     image = torch.randn(1, 1, *SIZE)
     assert torch.allclose(joined_network(tmp_path / "joined")(image), (one(image) + other(image)) / 2, atol=1e-6)

@@ -169,7 +169,9 @@ def test_fine_tuning_to_three_classes_starts_from_equal_encoder_tensors_and_trai
     assert len(origin["classes"]) == 2
     first = json.loads((models / "model.json").read_text())
     assert origin["sha256"] == first["weights_sha256"]
-    assert set(first["trained_on"]) <= set(record["trained_on"])
+    for patients in ("trained_on", "fitted_on"):
+        assert set(first[patients]) <= set(record[patients])
+        assert first[patients]
 
 
 def test_the_head_is_kept_where_the_classes_are_the_same(tmp_path, pretrained, tables, bundle_run):

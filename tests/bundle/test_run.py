@@ -169,21 +169,21 @@ def test_a_segmentation_study_is_of_the_wrong_kind(tmp_path, train):
     assert find_refusal(wrapped.value).code == "WRONG_KIND"
 
 
-def test_patients_seen_in_training_cannot_be_tested_on(cohort, tmp_path, bundle_run, train):
+def test_patients_seen_in_training_can_neither_be_tested_on_nor_pass_for_validation(
+    cohort, tmp_path, bundle_run, train
+):
     train(RESNET, tmp_path / "o", cohort)
-    leaky = cohort.parent / "leaky.csv"
-    text = cohort.read_text().replace(",train,", ",swap,").replace(",test,", ",train,").replace(",swap,", ",test,")
-    leaky.write_text(text)
-    with pytest.raises(Exception) as wrapped:  # noqa: PT011
-        bundle_run(
-            RESNET,
-            ["train", "evaluate"],
-            tmp_path / "e",
-            dataset_dir=str(leaky),
-            model_dir=str(tmp_path / "o/models"),
-            **QUIET,
-        )
-    assert find_refusal(wrapped.value).code == "LEAK"
+    options = {"model_dir": str(tmp_path / "o/models"), **QUIET}
+    for split in ("test", "val"):
+        leaky = cohort.parent / "leaky.csv"
+        text = cohort.read_text().replace(",train,", ",swap,").replace(f",{split},", ",train,")
+        leaky.write_text(text.replace(",swap,", f",{split},"))
+        evaluated = {"dataset_dir": str(leaky), "eval_split": split, **options}
+        with pytest.raises(Exception) as wrapped:  # noqa: PT011
+            bundle_run(RESNET, ["train", "evaluate"], tmp_path / "e", **evaluated)
+        assert find_refusal(wrapped.value).code == "LEAK"
+        assert f" {split} patients were in" in str(find_refusal(wrapped.value))
+    bundle_run(RESNET, ["train", "evaluate"], tmp_path / "v", dataset_dir=str(cohort), eval_split="val", **options)
 
 
 def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, tmp_path, train, predict, rows_of):

@@ -19,7 +19,7 @@ def network(width=3):
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
-    written = ModelRecord(FACTS, temperature=1.5, trained_on=("ab", "cd"), training={"seed": 3}, mirror=True)
+    written = ModelRecord(FACTS, temperature=1.5, trained_on=("ab", "cd"), fitted_on=("ab",), training={"seed": 3}, mirror=True)
     saved = save_model(tmp_path, network(), written)
     loaded = load_record(tmp_path, {})
     assert loaded == saved
