@@ -46,10 +46,9 @@ def joined_network(folder):
 
 
 def test_a_joined_model_answers_with_the_mean_and_remembers_all_patients(tmp_path):
-    (first, one), (second, other) = (
-        model(tmp_path / "a", 4, trained_on=("p1", "p2"), fitted_on=("p1",), training={"seed": 0, "bundle": "b"}),
-        model(tmp_path / "b", 6, seed=1, trained_on=("p2", "p3"), fitted_on=("p3",), training={"seed": 1, "bundle": "b"}),
-    )
+    patients = [{"trained_on": ("p1", "p2"), "fitted_on": ("p1",)}, {"trained_on": ("p2", "p3"), "fitted_on": ("p3",)}]
+    first, one = model(tmp_path / "a", 4, training={"seed": 0, "bundle": "b"}, **patients[0])
+    second, other = model(tmp_path / "b", 6, seed=1, training={"seed": 1, "bundle": "b"}, **patients[1])
     record = join_models([first, second], tmp_path / "joined")
     assert record.network == {"width": [4, 6], "levels": 2}
     assert (record.trained_on, record.fitted_on) == (("p1", "p2", "p3"), ("p1", "p3"))
