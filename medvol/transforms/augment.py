@@ -168,21 +168,21 @@ def _blurs(uniform: Callable[..., Tensor], happens: Callable[[float], Tensor], r
 def apply_augmentation(batch: Tensor, draw: AugmentDraw) -> Tensor:
     """Return the changed batch, same shape (n, channel, spatial axes); outside the image its border is repeated.
 
-    Resampling is trilinear, of images bilinear, one pass for flips, rotation, scale and shift together.
+    Resampling is trilinear, of images bilinear, one pass for flips, rotation, scale and shift together. What a volume
+    was not drawn for is not computed for it.
     """
-    grid = sampling_grid(draw.matrix.to(batch.device), batch.shape[2:])
-    moved = F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    column = (-1, *[1] * (batch.dim() - 1))
-    gain, offset, noise_sd = (one.view(column).to(batch.device) for one in (draw.gain, draw.offset, draw.noise_sd))
-    for index in torch.nonzero(draw.blur_sd).flatten().tolist():
+    moved = _moved(batch, draw.matrix, "bilinear")
+    for index in _where(draw.blur_sd != 0):
         moved[index] = _blurred(moved[index], float(draw.blur_sd[index]))
-    for index in torch.nonzero(draw.gamma != 1).flatten().tolist():
+    for index in _where(draw.gamma != 1):
         moved[index] = _bent(moved[index], float(draw.gamma[index]))
-    mean = moved.mean(dim=tuple(range(1, batch.dim())), keepdim=True)
-    moved = (moved - mean) * gain + (mean + offset)
-    if draw.noise_sd.any():
-        noise = torch.empty_like(moved).normal_(generator=torch.Generator(moved.device).manual_seed(draw.noise_seed))
-        moved.addcmul_(noise, noise_sd.expand_as(moved))
+    for index in _where((draw.gain != 1) | (draw.offset != 0)):
+        mean = moved[index].mean()
+        moved[index].sub_(mean).mul_(float(draw.gain[index])).add_(mean + float(draw.offset[index]))
+    generator = torch.Generator(moved.device).manual_seed(draw.noise_seed)
+    for index in _where(draw.noise_sd != 0):
+        noise = torch.empty_like(moved[index]).normal_(generator=generator)
+        moved[index].add_(noise, alpha=float(draw.noise_sd[index]))
     return moved
 
 
@@ -197,15 +197,47 @@ def apply_to_labels(labels: Tensor, draw: AugmentDraw, mirror_pairs: Sequence[tu
         draw: What was drawn for the images.
         mirror_pairs: Classes that are each other's mirror image.
     """
-    grid = sampling_grid(draw.matrix.to(labels.device), labels.shape[2:])
-    moved = F.grid_sample(labels.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-    moved = moved.to(labels.dtype)
+    moved = _moved(labels, draw.matrix, "nearest")
     exchanged = moved.clone()
     where = draw.mirrored.view(-1, *[1] * (labels.dim() - 1)).to(labels.device)
     for first, second in mirror_pairs:
         exchanged[where & (moved == first)] = second
         exchanged[where & (moved == second)] = first
     return exchanged
+
+
+def _where(drawn: Tensor) -> list[int]:
+    return torch.nonzero(drawn).flatten().tolist()
+
+
+def _moved(values: Tensor, matrix: Tensor, mode: str) -> Tensor:
+    """Return the batch moved by output-to-input matrices as of `AugmentDraw`; what only changes places is copied.
+
+    Most volumes are mirrored and shifted by whole voxels. Copying those costs a tenth of interpolating them, which on
+    a processor would be a fifth of a small network's step. On a graphics card one kernel for the batch is faster.
+    """
+    size = torch.tensor(values.shape[2:])
+    linear, steps = matrix[:, :, :-1], matrix[:, :, -1] * size
+    of_places = (linear.abs() == torch.eye(len(size))).all(dim=(1, 2)) & ((steps - steps.round()).abs() < 1e-3).all(1)
+    of_places &= values.device.type == "cpu"
+    moved = torch.empty_like(values)
+    for index in _where(of_places):
+        moved[index] = _copied(values[index], linear[index].diagonal() < 0, steps[index])
+    if not of_places.all():
+        rows = torch.nonzero(~of_places).flatten().to(values.device)
+        grid = sampling_grid(matrix[~of_places].to(values.device), values.shape[2:])
+        sampled = F.grid_sample(values[rows].float(), grid, mode=mode, padding_mode="border", align_corners=False)
+        moved[rows] = sampled.to(values.dtype)
+    return moved
+
+
+def _copied(one: Tensor, mirrored: Tensor, steps: Tensor) -> Tensor:
+    """Return a volume or image, (channel, spatial axes), mirrored and shifted by whole voxels, borders repeated."""
+    for axis, length in enumerate(one.shape[1:]):
+        places = torch.arange(length)
+        places = (places.flip(0) if mirrored[axis] else places) + int(steps[axis].round())
+        one = one.index_select(1 + axis, places.clamp(0, length - 1))
+    return one
 
 
 def _blurred(image: Tensor, sd_voxels: float) -> Tensor:

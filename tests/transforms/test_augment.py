@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from medvol.data.facts import Facts
@@ -92,6 +94,30 @@ def test_a_volume_that_is_only_shifted_moves_by_whole_voxels_and_keeps_its_value
         inner = tuple(slice(max(0, -by), length - max(0, by)) for by, length in zip(step, SIZE, strict=True))
         moved = tuple(slice(part.start + by, part.stop + by) for part, by in zip(inner, step, strict=True))
         torch.testing.assert_close(changed[0][inner], batch[0, 0][moved], atol=1e-5, rtol=0)
+
+
+@given(seed=st.integers(0, 999), axes=st.integers(2, 3), channels=st.integers(1, 2))
+def test_what_only_changes_places_is_copied_and_agrees_with_interpolation(seed, axes, channels):
+    ranges = replace(STILL, flip_axes=(0, 1), shift=0.6, scale=0.1, affine_probability=0.5)
+    batch = torch.rand(4, channels, *SIZE[:axes], generator=generator(seed))
+    draw = draw_augmentation(batch.shape, ranges, EXTENT_MM[:axes], generator(seed))
+    changed = apply_augmentation(batch, draw)
+    grid = sampling_grid(draw.matrix, batch.shape[2:])
+    expected = F.grid_sample(batch, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=0)
+    turned = (draw.matrix[:, :, :-1].abs() != torch.eye(axes)).flatten(1).any(dim=1)
+    for index in torch.nonzero(~turned).flatten().tolist():
+        assert set(changed[index].flatten().tolist()) <= set(batch[index].flatten().tolist())
+
+
+def test_shift_and_flip_by_hand():
+    line = torch.tensor([0, 10, 20, 30], dtype=torch.uint8).view(1, 1, 4, 1, 1)
+    draw = draw_augmentation((1, 1, 4, 1, 1), STILL, (1, 1, 1), generator())
+    for sign, steps, expected in ((1, 1, [10, 20, 30, 30]), (-1, 0, [30, 20, 10, 0]), (-1, -2, [10, 0, 0, 0])):
+        matrix = torch.eye(3, 4).unsqueeze(0)
+        matrix[0, 0, 0], matrix[0, 0, 3] = sign, steps / 4
+        changed = apply_to_labels(line, replace(draw, matrix=matrix))
+        assert (changed.dtype, changed.flatten().tolist()) == (torch.uint8, expected)
 
 
 def test_contrast_keeps_the_mean_and_brightness_moves_it():
