@@ -27,7 +27,7 @@ from medvol.commands import (
     table,
 )
 from medvol.commands.shared import with_dashes
-from medvol.errors import find_refusal
+from medvol.errors import INTERRUPTED, find_refusal
 
 EPILOG = """examples:
   medvol new my_classification my_study.csv   make a bundle for your own study; then medvol train my_classification
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
     It is 0; or 1 after a refusal, which is printed as one line, and for a study in which `check` finds one; or 3 when
-    `predict` could not read some of the cases, `pull` and `push` did not move some of the files.
+    `predict` could not read some of the cases, `pull` and `push` did not move some of the files; or 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     further: list[str] = []
@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.further = further
     try:
         return options.run(options) or 0
+    except KeyboardInterrupt:
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
+        return 130
     except Exception as error:
         # MONAI wraps what a run raises; anything that is not a refusal is a defect and keeps its traceback.
         refusal = find_refusal(error)

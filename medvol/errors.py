@@ -12,6 +12,12 @@ from collections.abc import Iterable
 from os import PathLike, fspath
 from typing import Any
 
+INTERRUPTED = (
+    "medvol: interrupted; files are whole or not there. A training goes on after its last whole epoch: "
+    "the same command with --resume True"
+)
+"""What a run says that was told to end, by Ctrl-C or SIGTERM."""
+
 MESSAGE_LIMIT = 300  # characters; longer findings belong into `details`
 
 

@@ -25,9 +25,10 @@ from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from medvol.bundle.clients import place_bundle, running_bundle, running_parser, take_cases
+from medvol.bundle.interrupts import end_politely_on_sigterm
 from medvol.bundle.option_values import require_texts, require_values
 from medvol.data.processes import Processes
-from medvol.errors import MedvolError, find_refusal, nearest
+from medvol.errors import INTERRUPTED, MedvolError, find_refusal, nearest
 
 TRACKED_LOSS = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]["trainer"]["output_transform"]
 PARTING = "part_ways("
@@ -66,6 +67,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
             configuration files.
     """
     sys.excepthook = _short_errors
+    end_politely_on_sigterm()
     require_texts({"bundle_root": bundle_root, "output_dir": output_dir})
     _keep_to_oneself()
     if processes is not None and processes.rank > 0:
@@ -181,7 +183,10 @@ def _references(node: Any) -> set[str]:
 
 
 def _short_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a refusal as one line; leave every other error as Python prints it."""
+    """Print a refusal or an interruption as one line; leave every other error as Python prints it."""
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write(f"\n{INTERRUPTED}\n")
+        return
     refusal = find_refusal(error)
     if refusal is None:
         sys.__excepthook__(kind, error, trace)

@@ -15,11 +15,15 @@ from medvol.errors import MedvolError
 Floats = npt.NDArray[np.float64]
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-"""On a validation set without an error the best temperature is 0; the bound keeps probabilities away from 0 and 1."""
+PRIOR_SD = 1.0
+"""Of the temperature's logarithm: without a case it is 1, and within a factor of e twice as often as not."""
 
 
 def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Return the temperature within `TEMPERATURE_BOUNDS` with the least negative log-likelihood.
+    """Return the most probable temperature within `TEMPERATURE_BOUNDS`, given a weak log-normal prior about 1.
+
+    The likelihood alone has its maximum at 0 where validation holds no error, as a handful of cases may: every
+    probability would be 0 or 1. A hundred cases outweigh the prior.
 
     Args:
         logits: Shape (n, classes); or (n,) or (n, 1), the one logit of a binary model, positive for class 1.
@@ -38,11 +42,15 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = scores / math.exp(log_temperature)
-        return float(np.mean(_log_sum(scaled) - scaled[np.arange(len(truth)), truth]))
+        surprise = float(np.sum(_log_sum(scaled) - scaled[np.arange(len(truth)), truth]))
+        return surprise + 0.5 * (log_temperature / PRIOR_SD) ** 2
 
-    # The loss is convex in 1 / temperature, hence has one valley on the logarithmic scale too.
+    # With the prior there may be two valleys: look everywhere before going down.
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    places = np.linspace(low, high, 61)
+    lowest = int(np.argmin([loss(place) for place in places]))
+    around = (places[max(lowest - 1, 0)], places[min(lowest + 1, len(places) - 1)])
+    found = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-6})
     return float(np.clip(math.exp(found.x), *TEMPERATURE_BOUNDS))
 
 

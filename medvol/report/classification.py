@@ -73,7 +73,8 @@ def write_predictions(
     for index, (case, patient) in enumerate(zip(predictions.cases, predictions.patients, strict=True)):
         label = "" if predictions.labels is None else classes[predictions.labels[index]]
         row = predictions.probabilities[index]
-        writer.writerow([case, patient, split, label, classes[int(row.argmax())], *[f"{p:.6f}" for p in row], ""])
+        # In full: rounded probabilities would make equal what the network told apart, and the AUC another one.
+        writer.writerow([case, patient, split, label, classes[int(row.argmax())], *map(repr, row.tolist()), ""])
     for failure in failures:
         writer.writerow([failure.case, "", split, "", "", *[""] * len(classes), str(failure)])
     write_text(path, text.getvalue())

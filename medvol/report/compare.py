@@ -20,6 +20,7 @@ from medvol.metrics.paired import paired_differences
 from medvol.metrics.segmentation import SUMMARISED
 from medvol.metrics.statistics import Intervals, bootstrap_intervals, bootstrap_means, delong_test, mcnemar_test
 from medvol.report.log_words import interval_text
+from medvol.report.outdated import require_current
 
 Row = dict[str, str]
 Floats = npt.NDArray[np.float64]
@@ -44,9 +45,12 @@ def compare_evaluations(first: str | Path, second: str | Path, *, seed: int = 0)
 
     Raises:
         MedvolError: `NOT_FOUND`, `BAD_TABLE` for a file that no evaluation wrote, `NO_LABEL` for cases without a truth,
-            `OTHER_CASES` when the two do not hold the same cases, patients and truth, `OTHER_CLASSES`.
+            `OTHER_CASES` when the two do not hold the same cases, patients and truth, `OTHER_CLASSES`, `OUTDATED`
+            where the model was trained anew since.
     """
     paths = [_predictions_file(path) for path in (first, second)]
+    for path in paths:
+        require_current(path)
     tables = [_read(path) for path in paths]
     a, b = tables[0], _in_order(tables[1], tables[0], paths[1])
     patients = [row["patient"] for row in a]

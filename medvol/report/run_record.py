@@ -16,6 +16,7 @@ from typing import Any
 from medvol import __version__
 from medvol.inference.record import file_sha256
 from medvol.io.atomic import write_text
+from medvol.report.outdated import RUN_FILE, mark_outdated
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def write_run_record(
         outputs: Files that the run wrote.
     """
     folder = Path(output_dir)
-    path = folder / "run.json"
+    path = folder / RUN_FILE
     files = sorted(file for file in outputs if file.is_file())
     record = {
         "command": command,
@@ -63,6 +64,7 @@ def write_run_record(
             runs = json.loads(path.read_text())
         except ValueError:
             logger.warning("%s was damaged and is written anew", path)
+    mark_outdated(runs, folder, mode, record["finished"])
     write_text(path, json.dumps({**runs, mode: record}, indent=4, default=str))
     _log_written([*files, path])
     return path

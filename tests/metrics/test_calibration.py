@@ -33,8 +33,8 @@ def test_the_factor_that_spoilt_calibrated_logits_is_found(factor):
 
 def test_the_temperature_by_hand():
     # One logit of 2, right in three of four cases: calibrated when sigmoid(2 / T) = 3/4, T = 2 / ln 3.
-    logits, labels = np.full(4, 2.0), np.array([1, 1, 1, 0])
-    assert fit_temperature(logits, labels) == pytest.approx(2 / math.log(3), rel=1e-4)
+    logits, labels = np.full(40_000, 2.0), np.array([1, 1, 1, 0] * 10_000)
+    assert fit_temperature(logits, labels) == pytest.approx(2 / math.log(3), rel=1e-3)
     assert apply_temperature(logits, 2 / math.log(3))[0] == pytest.approx([0.25, 0.75])
 
 
@@ -55,10 +55,19 @@ def test_one_logit_equals_two_with_the_first_at_zero():
 
 @pytest.mark.parametrize(("labels", "expected"), [([0, 1], TEMPERATURE_BOUNDS[0]), ([1, 0], TEMPERATURE_BOUNDS[1])])
 def test_the_temperature_stays_within_its_bounds(labels, expected):
-    # Larger logits would make the likelihood flat near the lower bound, and the search may stop anywhere on a plain.
-    temperature = fit_temperature([[0.3, 0.0], [0.0, 0.3]], labels)
+    # Larger logits would make the likelihood flat near the lower bound, and the prior decide.
+    temperature = fit_temperature([[0.1, 0.0], [0.0, 0.1]] * 1000, labels * 1000)
     assert TEMPERATURE_BOUNDS[0] <= temperature <= TEMPERATURE_BOUNDS[1]
     assert temperature == pytest.approx(expected, rel=1e-3)
+
+
+def test_four_cases_without_an_error_make_nobody_certain():
+    # Their likelihood alone is largest at temperature 0. With the prior: 4 log(1 + exp(-0.7 / T)) + log(T)^2 / 2.
+    temperature = fit_temperature([[0.7, 0.0]] * 4, [0] * 4)
+    slope = 4 * 0.7 / temperature * expit(-0.7 / temperature) + math.log(temperature)
+    assert slope == pytest.approx(0, abs=1e-4)
+    assert apply_temperature([0.7], temperature)[0, 1] == pytest.approx(0.869, abs=1e-3)
+    assert fit_temperature([[8.0, 0.0]] * 4, [0] * 4) == pytest.approx(1, abs=0.02)  # no reason to change these
 
 
 @settings(max_examples=30, deadline=None)

@@ -55,6 +55,15 @@ def segmented(folder, dice, structures=("liver", "spleen")):
     return write(folder / "predictions.csv", rows)
 
 
+def test_an_evaluation_whose_model_was_trained_anew_is_not_compared(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        classified(folder, scores(1, 0))
+    compare_evaluations(*folders)
+    (folders[1] / "run.json").write_text(json.dumps({"evaluate": {"outdated_by_training": "2026-01-01"}}))
+    assert refusal(*folders).code == "OUTDATED"
+
+
 def refusal(*paths):
     with pytest.raises(MedvolError) as caught:
         compare_evaluations(*paths)

@@ -20,6 +20,7 @@ from medvol.report.classification import (
     write_evaluation,
     write_predictions,
 )
+from medvol.report.outdated import require_current
 from medvol.report.pictures import draw_training
 from medvol.report.run_record import write_run_record
 
@@ -99,6 +100,14 @@ def test_what_the_image_adds_is_said_against_the_best_model_that_does_not_see_it
     assert f"(95 % interval {low:+.3f} to {high:+.3f}, patients resampled)" in value["sentence"]
 
 
+def test_predictions_csv_keeps_apart_what_the_network_told_apart(tmp_path):
+    near_one = np.array([1 - 1e-12, 1 - 2e-12, 1 - 3e-12])
+    probabilities = np.stack([1 - near_one, near_one], axis=1)
+    found = Predictions(("a", "b", "c"), ("a", "b", "c"), probabilities, probabilities, None)
+    write_predictions(tmp_path / "predictions.csv", found, ("healthy", "sick"), "test")
+    assert [float(row["prob_sick"]) for row in read_rows(tmp_path / "predictions.csv")] == near_one.tolist()
+
+
 def test_predictions_csv_has_a_row_per_case_and_the_refusals(tmp_path):
     found = predictions(4)
     refusal = MedvolError("TRUNCATED", case="bad", found="10 of 20 bytes")
@@ -150,3 +159,25 @@ def test_the_run_record_holds_the_checksum_of_every_output_and_keeps_other_modes
     assert record["train"]["peak_memory_mb"] > 10
     assert record["train"]["versions"]["monai"].startswith("1.6")
     assert record["train"]["config"] == {"seed": 1}
+
+
+def test_an_evaluation_of_before_a_training_is_said_to_be_outdated_and_not_compared(tmp_path, caplog):
+    rest = {"outputs": [], "started": time.time(), "command": "run", "config": {}, "facts": {}}
+    write_run_record(tmp_path, mode="train", **rest)
+    write_run_record(tmp_path, mode="evaluate", **rest)
+    require_current(tmp_path / "predictions.csv")
+    assert "earlier model" not in caplog.text
+    write_run_record(tmp_path, mode="train", **rest)
+    assert "earlier model" in caplog.text
+    with pytest.raises(MedvolError, match="OUTDATED"):
+        require_current(tmp_path / "predictions.csv")
+    write_run_record(tmp_path, mode="evaluate", **rest)
+    require_current(tmp_path / "predictions.csv")
+
+
+def test_replaced_predictions_are_told(tmp_path, caplog):
+    rest = {"outputs": [], "started": time.time(), "command": "run", "config": {}, "facts": {}}
+    write_run_record(tmp_path, mode="inference", **rest)
+    assert "were replaced" not in caplog.text
+    write_run_record(tmp_path, mode="inference", **rest)
+    assert "were replaced" in caplog.text

@@ -1,0 +1,72 @@
+"""A training that is told to end: by Ctrl-C, by a batch system, by either of MONAI's and medvol's commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from medvol.errors import INTERRUPTED
+from medvol.phantoms.cohort import classification_cohort
+
+ROOT = Path(__file__).parents[2]
+RESNET = ROOT / "bundles" / "resnet3d_classification"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return classification_cohort(tmp_path_factory.mktemp("study") / "cohort", patients=12, size=(14, 13, 12))
+
+
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Processes that a shell starts in the background ignore SIGINT, and so would the trainings of this file."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def monai_command(cohort, output):
+    config = ["--bundle_root", RESNET, "--config_file", RESNET / "configs" / "train.json"]
+    return [sys.executable, "-m", "monai.bundle", "run", *config, "--dataset_dir", cohort, "--output_dir", output]
+
+
+def medvol_command(cohort, output):
+    return [Path(sys.executable).with_name("medvol"), "train", RESNET, cohort, "-o", output]
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [
+        (monai_command, signal.SIGINT, -signal.SIGINT),  # what a shell shows as 130
+        (monai_command, signal.SIGTERM, 143),
+        (medvol_command, signal.SIGINT, 130),
+    ],
+    ids=["monai-SIGINT", "monai-SIGTERM", "medvol-SIGINT"],
+)
+def test_a_training_that_is_interrupted_says_so_in_a_line_and_leaves_whole_files(
+    cohort, tmp_path, command, number, code
+):
+    options = ["--model_dir", tmp_path / "models", "--max_epochs", "9999", "--precision", "float32"]
+    words = [str(word) for word in [*command(cohort, tmp_path), *options]]
+    with (tmp_path / "said.txt").open("w") as said:
+        training = subprocess.Popen(
+            words,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        until = time.monotonic() + 300
+        while not (tmp_path / "checkpoint.pt").is_file() and training.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        training.send_signal(number)
+        assert training.wait(timeout=120) == code
+    said = (tmp_path / "said.txt").read_text()
+    assert INTERRUPTED in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.part"))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)
