@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
@@ -43,6 +43,8 @@ def finish_training(
     segment: SegmentCases,
     cases: CachedVolumes,
     model_dir: str | Path,
+    *,
+    show_progress: bool = True,
 ) -> None:
     """Choose the post-processing of the saved model on validation, write run.json and the curve, log the summary.
 
@@ -53,10 +55,12 @@ def finish_training(
         segment: How a case is predicted.
         cases: The validation split, empty when all cases were trained on.
         model_dir: Where the model was saved.
+        show_progress: Whether to draw a progress bar.
     """
     record = load_record(model_dir, {})
     load_weights(validator.network, model_dir, record)
-    cleanings, tried = choose_cleaning(_predicted(validator, segment, cases), _structures(record.facts))
+    indices = tqdm(range(len(cases)), desc="Trying post-processing", unit="case", disable=not (show_progress and cases))
+    cleanings, tried = choose_cleaning(_predicted(validator, segment, cases, indices), _structures(record.facts))
     if tried:
         logger.info("Post-processing, tried on validation:")
         for line in cleaning_table(tried):
@@ -149,7 +153,7 @@ def finish_evaluation(
     """
     files = write_evaluation(session.output_dir, collected.cases, bundle=session.bundle, split=split)
     facts = {"weights_sha256": record.weights_sha256, "training": record.training, **_agreement(segment)}
-    files = [*files, *collected.masks.written.values()]
+    files = [*files, *collected.masks.written.values(), *collected.masks.further]
     pictures = segmented_pictures(collected.cases)[:report_cases]
     report = write_report(session, facts, files, Shown(pictures=pictures, structures=collected.cases.structures))
     write_run(session, "evaluate", facts, [*files, report])
@@ -186,8 +190,10 @@ def _structures(facts: Facts) -> dict[str, int]:
     return {name: label for label, name in enumerate(facts.classes) if label > 0}
 
 
-def _predicted(validator: SupervisedEvaluator, segment: SegmentCases, cases: CachedVolumes) -> Iterator[Case]:
+def _predicted(
+    validator: SupervisedEvaluator, segment: SegmentCases, cases: CachedVolumes, indices: Iterable[int]
+) -> Iterator[Case]:
     """Yield prediction, truth, voxel volume and patient of the validation cases, one by one."""
-    for index in tqdm(range(len(cases)), desc="Trying post-processing", unit="case", disable=len(cases) == 0):
+    for index in indices:
         output = segment(validator, cases[index])
         yield output["pred"], output["label"], output["segmented"].grid.voxel_ml, output["patient"]

@@ -182,7 +182,7 @@ def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord)
             file=Path(model_dir) / WEIGHTS_FILE,
             found=f"{len(differing)} layers differ, first {name}: {found.get(name, 'absent')}",
             expected=f"{expected.get(name, 'absent')}",
-            fix="use the network and the study the weights were trained with",
+            fix="use the network and study of the training; `medvol join` ensembles U-Nets of several widths",
             details=differing,
         )
     network.load_state_dict(weights)

@@ -183,3 +183,4 @@ class WriteMasks:
             # The name of a structure, too, may hold what a file name must not.
             path = mask_paths(self.paths[case].parent, [f"{case}.{name}"])[f"{case}.{name}"]
             write_probabilities(path, probabilities, segmented.affine, has_geometry=segmented.grid.has_geometry)
+            self.further.append(path)

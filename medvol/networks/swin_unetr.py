@@ -88,7 +88,7 @@ def require_swin_size(size: Sequence[int]) -> None:
             "INPUT_SIZE",
             found=f"swin_unetr was given volumes of {' x '.join(map(str, size))} voxels",
             expected=f"multiples of {MULTIPLE}, at least {2 * MULTIPLE} along one axis",
-            fix=f"pad to {' x '.join(map(str, legal))} or predict in windows of such a size",
+            fix=f"pass --spatial_size '{legal}', or pad volumes to that",
         )
 
 

@@ -226,7 +226,7 @@ def test_training_mirrors_what_was_planned_and_inference_averages_over_that(bund
         assert parser.get_parsed_content("averaged_over") == (1,)
 
 
-def test_masks_keep_the_values_of_the_study(cohort, tmp_path, train, predict, rows_of):
+def test_masks_keep_the_values_of_the_study(cohort, tmp_path, train, predict, rows_of, capsys):
     study = tmp_path / "study"
     shutil.copytree(cohort.parent, study)
     (study / "cases.study.json").unlink()  # the names of the organs
@@ -236,11 +236,13 @@ def test_masks_keep_the_values_of_the_study(cohort, tmp_path, train, predict, ro
         nib.save(nib.Nifti1Image(liver, mask.affine), path)
     name = "liver / right lobe"
     train(tmp_path / "o", study / "cases.csv", structures=[name], max_epochs=8, patches_per_epoch=16, width=8)
+    assert "%|" not in capsys.readouterr().err  # a progress bar, which was not asked for
     record = json.loads((tmp_path / "o/models/model.json").read_text())
     assert record["facts"]["classes"] == ["background", name]
     image = next((study / "images").glob("*.nii.gz"))
     predict(tmp_path / "p", image, tmp_path / "o/models", save_probabilities=[name])
-    assert len(list((tmp_path / "p" / "predictions").glob("*liver*right_lobe.nii.gz"))) == 1
+    (probabilities,) = (tmp_path / "p" / "predictions").glob("*liver*right_lobe.nii.gz")
+    assert str(probabilities) in json.loads((tmp_path / "p" / "run.json").read_text())["inference"]["outputs"]
     (row,) = rows_of(tmp_path / "p" / "predictions.csv")
     assert set(np.unique(np.asarray(nib.load(tmp_path / "p" / row["output"]).dataobj))) <= {0, 255}
 

@@ -130,8 +130,8 @@ def test_dropped_paths_drop_whole_volumes():
 
 @pytest.mark.parametrize("size", [(33, 64, 64), (32, 32, 32), (64, 64, 0)])
 def test_a_size_that_the_halvings_do_not_divide_is_refused_with_the_next_legal_one(size):
-    legal = {(33, 64, 64): "64 x 64 x 64", (32, 32, 32): "32 x 32 x 64", (64, 64, 0): "64 x 64 x 32"}[size]
-    with pytest.raises(MedvolError, match=f"INPUT_SIZE.*pad to {legal}"):
+    legal = {(33, 64, 64): "[64, 64, 64]", (32, 32, 32): "[32, 32, 64]", (64, 64, 0): "[64, 64, 32]"}[size]
+    with pytest.raises(MedvolError, match=f"INPUT_SIZE.*--spatial_size '{re.escape(legal)}'"):
         swin_unetr(1, 2, feature_size=12)(torch.zeros(1, 1, *size))
 
 
