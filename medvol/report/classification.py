@@ -22,6 +22,7 @@ from medvol.metrics.json_ready import json_ready
 from medvol.metrics.paired import paired_differences
 from medvol.metrics.statistics import bootstrap_intervals, majority_baseline
 from medvol.report import pictures
+from medvol.report.cautions import cautions
 from medvol.report.log_words import interval_text
 
 logger = logging.getLogger(__name__)
@@ -122,13 +123,16 @@ def write_evaluation(output_dir: str | Path, predictions: Predictions, evaluated
     """Write metrics.json, predictions.csv and the pictures; log the table; return the files."""
     folder = Path(output_dir)
     result = evaluate_predictions(predictions, evaluated)
-    write_text(folder / "metrics.json", json.dumps(json_ready(result), indent=4))
+    ready = json_ready(result)
+    write_text(folder / "metrics.json", json.dumps(ready, indent=4))
     files = [
         folder / "metrics.json",
         write_predictions(folder / "predictions.csv", predictions, evaluated.classes, evaluated.split),
     ]
     for line in metrics_table(result):
         logger.info("%s", line)
+    for line in cautions(ready):
+        logger.warning("%s", line)
     return files + draw_evaluation(folder, predictions, evaluated.classes)
 
 

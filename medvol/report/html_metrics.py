@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medvol.report.cautions import cautions
 from medvol.report.html_charts import Axis, forest
 from medvol.report.html_page import interval, note, number, paragraph, plural, table, text
 from medvol.report.html_words import LOWER_IS_BETTER, metric_name, sentence, undefined
 
 HEADLINES = ("auc", "accuracy", "sensitivity", "specificity", "dice", "hd95_mm", "nsd")
 HEADLINES_OF_MANY = ("auc", "accuracy", "balanced_accuracy")
-FEW_PATIENTS = 30
 _SHARE = Axis("", 0.0, 1.0)
 
 
@@ -34,7 +34,7 @@ def metrics(result: Mapping[str, Any]) -> str:
     structures = result.get("structures", ())
     overall = {name: entry for name, entry in result["metrics"].items() if not metric_name(name, structures)[1]}
     baseline = result.get("baseline") or {}
-    body = note(*warnings(result))
+    body = note(*cautions(result))
     body += paragraph(
         "The interval is where the number would lie in 95 of 100 draws of as many patients from the same source: "
         "patients, not cases, are resampled. Another hospital may differ by more."
@@ -45,26 +45,6 @@ def metrics(result: Mapping[str, Any]) -> str:
     if "image_value" in result:
         body += note(result["image_value"]["sentence"])
     return body + _comparisons(result)
-
-
-def warnings(result: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know before looking at the numbers, a sentence each."""
-    found = []
-    if result["n_patients"] < FEW_PATIENTS:
-        found.append(
-            f"Only {plural(result['n_patients'], 'patient')}: one case more or less moves these numbers, and intervals "
-            "from so few patients are too narrow."
-        )
-    area = result["metrics"].get("auc")
-    if area is not None and area["value"] is None:
-        found.append(
-            "The split holds cases of one class only: how well classes are told apart cannot be measured on it."
-        )
-    elif area is not None and area["ci95"][0] is not None and area["ci95"][0] <= 0.5:
-        found.append("The interval of the AUC reaches 0.5: this model is not shown to be better than guessing.")
-    if result["split"] == "val":
-        found.append("Measured on the validation split, on which choices were made: expect less on new patients.")
-    return found
 
 
 def _metric_table(result: Mapping[str, Any], entries: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:

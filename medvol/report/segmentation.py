@@ -17,6 +17,7 @@ from medvol.metrics.lesions import MIN_IOU
 from medvol.metrics.segmentation import EMPTY_MASK_RULES, empty_counts, summarise
 from medvol.metrics.statistics import bootstrap_means
 from medvol.report import overlays
+from medvol.report.cautions import cautions
 from medvol.report.classification import can_draw
 from medvol.report.log_words import interval_text
 from medvol.report.segmented_cases import SegmentedCases
@@ -108,10 +109,13 @@ def write_evaluation(
     """
     folder = Path(output_dir)
     result = evaluate_segmentation(cases, bundle=bundle, split=split, baseline=baseline)
-    write_text(folder / "metrics.json", json.dumps(json_ready(result), indent=4))
+    ready = json_ready(result)
+    write_text(folder / "metrics.json", json.dumps(ready, indent=4))
     files = [folder / "metrics.json", write_predictions(folder / "predictions.csv", cases, split)]
     for line in metrics_table(result):
         logger.info("%s", line)
+    for line in cautions(ready):
+        logger.warning("%s", line)
     return files + draw_evaluation(folder, cases)
 
 

@@ -50,9 +50,10 @@ def evaluated(classes=CLASSES):
     return EvaluatedSplit("demo_classification", "test", classes, tuple([0] * 7 + [1] * 3))
 
 
-def test_metrics_json_has_a_value_and_an_interval_for_every_metric_beside_the_baseline(tmp_path):
+def test_metrics_json_has_a_value_and_an_interval_for_every_metric_beside_the_baseline(tmp_path, caplog):
     found = predictions()
     write_evaluation(tmp_path, found, evaluated())
+    assert "Only 20 patients" in caplog.text
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert (result["bundle"], result["split"]) == ("demo_classification", "test")
     assert (result["n_cases"], result["n_patients"]) == (40, 20)
