@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvol.data.columns import Table, missing_column, read_delimited
+from medvol.data.column_roles import missing_column
+from medvol.data.columns import Table, read_delimited
 from medvol.data.labels import is_missing
 from medvol.data.paths import require_path, resolve, without_suffix
 from medvol.data.sources import open_study

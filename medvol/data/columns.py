@@ -1,4 +1,4 @@
-"""Tables of cells, however they were written: separators, quotes, byte-order marks, missing headers, column names."""
+"""Tables of cells, however they were written: separators, quotes, byte-order marks, missing headers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from medvol.data.labels import as_number, is_missing
 from medvol.data.study import Label
-from medvol.errors import MedvolError, nearest
+from medvol.errors import MedvolError
 
 SEPARATORS = ("\t", ";", ",", "|")
 
@@ -22,8 +21,6 @@ SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how zipped ones begin, and those of Excel before 2007
 
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
-_SYNONYMS = {"patient": ("subject", "participant", "pid", "mrn")}
-_COLUMN_ENDINGS = ("ids", "id", "names", "name", "paths", "path", "files", "file", "s")
 
 
 @dataclass(frozen=True)
@@ -80,57 +77,6 @@ def read_delimited(path: Path) -> Table:
     return _decimal_points(table) if separator == ";" else table
 
 
-def find_column(
-    table: Table, wanted: str, default: str, *, optional: bool = True
-) -> tuple[str | None, tuple[str, ...]]:
-    """Return the column that a role is read from, and a note where its name differs from the one looked for.
-
-    A name that the user gave must be there exactly. The default name is also recognised with other capitals, spaces,
-    underscores or an ending (`Patient ID` for `patient`), and a `subject` is a patient. A near miss is refused, for a
-    `pateint` column that is taken for a feature leaks patients across splits. An empty name means none.
-
-    Raises:
-        MedvolError: `MISSING_COLUMN` with the nearest name, `AMBIGUOUS_COLUMN`.
-    """
-    if not wanted:
-        return None, ()
-    if wanted in table.columns:
-        return wanted, ()
-    if wanted != default:
-        raise missing_column(table, wanted)
-    loose = [name for name in table.columns if _plain(name) in (default, *_SYNONYMS.get(default, ()))]
-    if len(loose) > 1:
-        raise MedvolError(
-            "AMBIGUOUS_COLUMN",
-            file=table.file,
-            found=f"columns {', '.join(loose)} could all be the {default}",
-            expected=f"one column '{default}'",
-            fix="rename one" + (", or name the other by --label-column" if default == "label" else ""),
-        )
-    if loose:
-        return loose[0], (f"column '{loose[0]}' read as the {default}",)
-    if not optional or get_close_matches(wanted, [name.lower() for name in table.columns], cutoff=0.8):
-        raise missing_column(table, wanted)
-    return None, ()
-
-
-def missing_column(table: Table, wanted: str) -> MedvolError:
-    """Return the refusal of a column that is not there, with the nearest one."""
-    shown = ", ".join(name[:25] for name in table.columns[:6]) + (" ..." if len(table.columns) > 6 else "")
-    by_lower = {name.lower(): name for name in reversed(table.columns)}
-    match = get_close_matches(wanted.lower(), list(by_lower), n=1)
-    hint = nearest(match[0], [match[0]]).replace(match[0], by_lower[match[0]]) if match else ""
-    rename = f"rename the column to '{wanted}'" if wanted in ("label", "image", "patient", "split") else ""
-    other = "or name another by --label-column" if wanted == "label" else ""
-    return MedvolError(
-        "MISSING_COLUMN",
-        file=table.file,
-        found=f"no column '{wanted[:40]}' among {len(table.columns)}: {shown}",
-        fix=" ".join(part for part in (hint, rename, other) if part) or "check the name",
-        details=table.columns,
-    )
-
-
 def covariates(table: Table, names: Sequence[str]) -> list[dict[str, str | float | None]]:
     """Return the named columns row by row: numbers where every filled cell of a column is one, else text."""
     columns: dict[str, list[str | float | None]] = {}
@@ -142,14 +88,6 @@ def covariates(table: Table, names: Sequence[str]) -> list[dict[str, str | float
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)] or [
         {} for _ in table.rows
     ]
-
-
-def _plain(name: str) -> str:
-    text = re.sub(r"[^a-z0-9]", "", name.lower())
-    for ending in _COLUMN_ENDINGS:
-        if text.endswith(ending) and len(text) > len(ending) + 2:
-            return text.removesuffix(ending)
-    return text
 
 
 def _decode(path: Path) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvol.data.build import SPLIT_WORDS, lists_to_splits
-from medvol.data.columns import find_column, missing_column, read_delimited
+from medvol.data.column_roles import find_column, missing_column
+from medvol.data.columns import read_delimited
 from medvol.data.labels import MOST_NUMBER_CLASSES, is_missing, sorted_classes
 from medvol.data.paths import DICOM_SUFFIXES, has_image_suffix, without_suffix
 from medvol.data.study import Draft, Label, Options, Row

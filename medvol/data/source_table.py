@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from medvol.data.columns import Table, covariates, find_column, read_delimited, require_distinct
+from medvol.data.column_roles import find_column, require_no_hidden_split, split_like
+from medvol.data.columns import Table, covariates, read_delimited, require_distinct
 from medvol.data.labels import is_missing
 from medvol.data.paths import has_image_suffix, resolve
 from medvol.data.study import TASKS, Draft, Label, Options, Row
@@ -81,7 +82,7 @@ def draft_of_table(table: Table, options: Options, facts: dict[str, Any], *, kin
     Without an image column the other columns are features, and without a label column the last of them is the label.
 
     Raises:
-        MedvolError: `MISSING_COLUMN`, `EMPTY_DATASET`, `BAD_TABLE`.
+        MedvolError: `MISSING_COLUMN`, `AMBIGUOUS_COLUMN`, `EMPTY_DATASET`, `BAD_TABLE`.
     """
     if not table.rows:
         raise MedvolError("EMPTY_DATASET", file=table.file, found="a header and no row", expected="a row per case")
@@ -90,6 +91,9 @@ def draft_of_table(table: Table, options: Options, facts: dict[str, Any], *, kin
     patient, patient_notes = find_column(table, options.patient_column, "patient")
     split, split_notes = find_column(table, options.split_column, "split")
     taken = [*images, *(name for name in (case, patient, split) if name)]
+    if split is None:  # before the last column becomes the label
+        free = [name for name in table.columns if name not in (*taken, options.label_column)]
+        require_no_hidden_split(table, free, options.split_column)
     label, label_notes = _label_column(table, options, taken, has_images=bool(images))
     others = [name for name in table.columns if name not in (*taken, label)]
     if not images and not others:
@@ -114,7 +118,13 @@ def draft_of_table(table: Table, options: Options, facts: dict[str, Any], *, kin
         )
         for cell, values, where in zip(cells, features, table.where, strict=True)
     )
-    notes_on_ids = _identifiers(table, features, patient)
+    notes_on_others = (
+        *_identifiers(table, features, patient),
+        *(
+            f"column '{name}' holds only words for splits, but was read as a covariate"
+            for name in split_like(table, others)
+        ),
+    )
     read_as = f"{kind} case table" if images else f"{kind} of {len(others)} features"
     notes = (
         f"read as: {read_as}",
@@ -124,7 +134,7 @@ def draft_of_table(table: Table, options: Options, facts: dict[str, Any], *, kin
         *patient_notes,
         *split_notes,
         *label_notes,
-        *notes_on_ids,
+        *notes_on_others,
     )
     return Draft(
         rows=rows,

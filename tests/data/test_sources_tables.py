@@ -142,7 +142,11 @@ def test_a_mistyped_column_offers_the_nearest(folder: Path, text: str, options: 
 
 
 @pytest.mark.parametrize(
-    "name", ["Patient", "patient_id", "PatientID", "Patient ID", "patients", "Subject", "subject_id"]
+    "name",
+    [
+        *("Patient", "patient_id", "PatientID", "Patient ID", "patients", "Subject", "subject_id", "subjectid", "MRN"),
+        *("PatientNumber", "patient_number", "patient-nr", "patient no", "PatNr", "pat_id", "Participant-ID", "SubjID"),
+    ],
 )
 def test_other_spellings_of_the_patient_column_group_all_the_same(folder: Path, name: str) -> None:
     study = table(folder, f"image,label,{name}\na.nii.gz,x,7\nb.nii.gz,y,7\n")
@@ -201,6 +205,41 @@ def test_other_words_for_val_are_read_with_a_note(folder: Path, word: str) -> No
 def test_an_unknown_split_names_its_case_and_the_nearest(folder: Path) -> None:
     error = refused("BAD_SPLIT", folder, "image,label,split\na.nii.gz,x,train\nb.nii.gz,y,tset\n")
     assert (error.case, error.fix) == ("b", "did you mean 'test'?")
+
+
+@pytest.mark.parametrize("name", ["subset", "Set", "PARTITION"])
+def test_another_name_of_the_split_column_is_read_where_its_cells_are_splits(folder: Path, name: str) -> None:
+    text = "image,label,{}\na.nii.gz,x,{}\nb.nii.gz,y,Training\nc.nii.gz,x,\n"
+    study = table(folder, text.format(name, "dev"))
+    assert [case.split for case in study.cases] == ["val", "train", None]
+    assert f"column '{name}' read as the split" in study.notes
+    other = table(folder, text.format(name, "north"))
+    assert [case.split for case in other.cases] == [None] * 3
+    assert other.cases[0].covariates == {name: "north"}
+
+
+def test_the_column_split_comes_before_other_names_of_it(folder: Path) -> None:
+    study = table(folder, "image,label,subset,Split\na.nii.gz,x,test,train\nb.nii.gz,y,train,val\n")
+    assert [case.split for case in study.cases] == ["train", "val"]
+    assert "column 'subset' holds only words for splits, but was read as a covariate" in study.notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["image,label,phase\na.nii.gz,x,train\nb.nii.gz,y,test\n", "age,label,phase\n3,x,train\n4,y,\n5,x,Valid\n"],
+    ids=["images", "features"],
+)
+def test_a_column_of_splits_under_a_foreign_name_is_no_covariate(folder: Path, text: str) -> None:
+    error = refused("AMBIGUOUS_COLUMN", folder, text)
+    assert "'phase'" in error.found
+    assert "rename it to 'split'" in error.fix
+    study = table(folder, text, split_column="")
+    assert "column 'phase' holds only words for splits, but was read as a covariate" in study.notes
+
+
+def test_a_label_of_train_and_test_is_a_label_where_it_is_named(folder: Path) -> None:
+    study = table(folder, "image,phase\na.nii.gz,train\nb.nii.gz,test\n", label_column="phase")
+    assert study.classes == ("test", "train")
 
 
 def test_rows_without_a_split_are_counted(folder: Path) -> None:
