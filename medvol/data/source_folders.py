@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from medvol.data.build import SPLIT_WORDS, lists_to_splits
+from medvol.data.build import lists_to_splits
 from medvol.data.column_roles import find_column, missing_column
 from medvol.data.columns import read_delimited
-from medvol.data.labels import MOST_NUMBER_CLASSES, is_missing, sorted_classes
-from medvol.data.paths import DICOM_SUFFIXES, has_image_suffix, without_suffix
+from medvol.data.folder_layout import ClassFolders, files_below
+from medvol.data.labels import is_missing, sorted_classes
+from medvol.data.paths import has_image_suffix
 from medvol.data.study import Draft, Label, Options, Row
 from medvol.errors import MedvolError
 
@@ -19,68 +18,6 @@ PATIENTS_FILE = "patients.csv"
 
 CJDATA_CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 """Labels within the files of the figshare brain tumour set (Cheng et al., PLoS ONE 10(10):e0140381, 2015)."""
-
-NOT_CLASSES = frozenset(
-    (
-        *("image", "images", "imagestr", "imagests", "imagesval", "img", "imgs", "scans", "volumes", "data", "raw"),
-        *("label", "labels", "labelstr", "labelsts", "labelsval", "mask", "masks", "seg", "segs", "segmentation"),
-        *("segmentations", "annotation", "annotations", "nifti", "dicom", "dcm", "derivatives", "lists"),
-    )
-)
-"""Folder names, in lower case, that say what files are and not what they show."""
-
-FEW_FILES = 10  # per subfolder: below this, more than twenty subfolders are patients rather than classes
-
-_NO_SUFFIX_IS_DICOM = 132  # bytes: a preamble of 128, then the letters DICM
-
-
-@dataclass(frozen=True)
-class ClassFolders:
-    """Folders of classes: for each split (None when there is no such level) the folder of each class."""
-
-    by_split: Mapping[str | None, Mapping[str, Path]]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of all classes, in index order."""
-        return sorted_classes([name for folders in self.by_split.values() for name in folders])
-
-    @property
-    def is_dicom(self) -> bool:
-        """Whether any class holds DICOM files, which may be slices of one case."""
-        folders = [folder for folders in self.by_split.values() for folder in folders.values()]
-        return any(_is_dicom(path) for folder in folders for path in _files(folder))
-
-
-def find_class_folders(folder: Path) -> ClassFolders | None:
-    """Return the class folders under a folder, or None when its layout is another one.
-
-    At least two subfolders must hold image files, and none may lie beside them. Subfolders named `images`, `labels`,
-    `masks` and the like are not classes, and one of them is enough to say that none is. Nor are those of patients: many
-    with few files each, or each with the same file names (`t1.nii.gz`).
-    """
-    children = _subfolders(folder)
-    if children and all(child.name.lower() in SPLIT_WORDS for child in children):
-        by_split: dict[str | None, Mapping[str, Path]] = {}
-        for child in children:
-            split = SPLIT_WORDS[child.name.lower()]
-            if split in by_split:
-                raise MedvolError(
-                    "AMBIGUOUS_SOURCE",
-                    file=folder,
-                    found=f"two folders for the split {split}",
-                    expected="one",
-                    fix="merge them",
-                )
-            by_split[split] = {one.name: one for one in _subfolders(child) if _holds_images(one)}
-    else:
-        by_split = {None: {child.name: child for child in children if _holds_images(child)}}
-    names = {name for folders in by_split.values() for name in folders}
-    if len(names) < 2 or any(name.lower() in NOT_CLASSES for name in names) or _images_in(folder):
-        return None
-    if any(_look_like_patients(list(folders.values())) for folders in by_split.values()):
-        return None
-    return ClassFolders(by_split)
 
 
 def read_class_folders(folder: Path, found: ClassFolders, options: Options) -> Draft:
@@ -154,7 +91,7 @@ def read_cjdata(folder: Path) -> Draft:
     from medvol.io.mat import read_mat_fields
 
     rows = []
-    for path in _files(folder):
+    for path in files_below(folder):
         if not path.name.lower().endswith(".mat"):
             continue
         fields = read_mat_fields(path)
@@ -182,56 +119,14 @@ def read_cjdata(folder: Path) -> Draft:
     )
 
 
-def holds_nothing(folder: Path) -> bool:
-    """Tell whether a folder has no visible file at any depth."""
-    return next(_files(folder), None) is None
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for top, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(top, name)
-
-
-def _holds_images(folder: Path) -> bool:
-    return any(has_image_suffix(path.name) or _is_dicom(path) for path in _files(folder))
-
-
-def _images_in(folder: Path) -> bool:
-    return any(has_image_suffix(entry.name) and not entry.name.startswith(".") for entry in folder.iterdir())
-
-
 def _holds_only_mat(folder: Path) -> bool:
-    images = [path.name.lower() for path in _files(folder) if has_image_suffix(path.name)]
+    images = [path.name.lower() for path in files_below(folder) if has_image_suffix(path.name)]
     return bool(images) and all(name.endswith(".mat") for name in images)
-
-
-def _look_like_patients(folders: Sequence[Path]) -> bool:
-    names = [{path.name for path in _files(folder) if has_image_suffix(path.name)} for folder in folders]
-    if len(folders) > MOST_NUMBER_CLASSES and sum(map(len, names)) < FEW_FILES * len(folders):
-        return True
-    unnumbered = any(not any(letter.isdigit() for letter in without_suffix(name)) for name in set().union(*names))
-    return len(folders) > 1 and unnumbered and all(one == names[0] for one in names)
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    if has_image_suffix(path.name) or path.suffix.lower() in (".csv", ".txt", ".json", ".md", ".xml", ".html"):
-        return False
-    with path.open("rb") as stream:
-        return stream.read(_NO_SUFFIX_IS_DICOM)[128:] == b"DICM"
 
 
 def _references(folder: Path, dicom: bool) -> list[str]:
     if not dicom:
-        return [os.path.abspath(path) for path in _files(folder) if has_image_suffix(path.name)]  # noqa: PTH100
+        return [os.path.abspath(path) for path in files_below(folder) if has_image_suffix(path.name)]  # noqa: PTH100
     from medvol.io import find_volumes
 
     return [os.path.abspath(one.reference) for one in find_volumes(folder)]  # noqa: PTH100

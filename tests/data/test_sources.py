@@ -369,6 +369,20 @@ def test_folders_of_images_and_masks_are_not_classes(tmp_path: Path) -> None:
     refused("NO_LABEL", tmp_path)
 
 
+def test_a_third_folder_beside_train_and_test_is_refused_by_name(tmp_path: Path) -> None:
+    splits = ("train", "Test", "external_test")
+    touch(tmp_path, *(f"{split}/{name}/{split}_{name}.nii" for split in splits for name in ("ill", "well")))
+    error = refused("AMBIGUOUS_SOURCE", tmp_path)
+    assert "'external_test'" in error.found
+    assert "rename it to train, val or test" in error.fix
+
+
+def test_a_folder_without_images_beside_train_and_test_is_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{split}/{name}/{split}_{name}.nii" for split in ("train", "test") for name in ("ill", "well")))
+    touch(tmp_path, "code/run.py")
+    assert Counter(case.split for case in open_study(str(tmp_path)).cases) == {"train": 2, "test": 2}
+
+
 def test_class_folders_that_are_other_classes_than_the_models_do_not_count_in_prediction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
