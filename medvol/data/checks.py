@@ -152,7 +152,7 @@ def _check_leak(
         file=study.source,
         found=f"{found}: here and case {other.case[:60]} ({len(leaks)} such cases)",
         expected="each patient on one side",
-        fix="correct the patient or split column, or remove the split column to have medvol split by patient",
+        fix="correct patients or splits, or leave the splits out to have medvol draw them",
         details=[f"{one.case} ({one.split}) and {two.case} ({two.split})" for one, two in leaks[:SHOWN]],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ def find_class_folders(folder: Path) -> ClassFolders | None:
     At least two subfolders must hold image files, and none may lie beside them. Folders of train and test may hold the
     classes; a third folder beside them is in none of the splits, and no class either. Subfolders named `images`,
     `labels`, `masks` and the like are not classes, and one of them is enough to say that none is. Nor are those of
-    patients: many with few files each, or each with the same file names (`t1.nii.gz`).
+    patients: many with few files each, or each with the same file names (`t1.nii.gz`), unless these lie below folders
+    that are patients themselves.
 
     Raises:
         MedvolError: `AMBIGUOUS_SOURCE` for two folders of one split, or a third folder beside train and test.
@@ -67,7 +69,10 @@ def find_class_folders(folder: Path) -> ClassFolders | None:
     names = {name for folders in by_split.values() for name in folders}
     if len(names) < 2 or any(name.lower() in NOT_CLASSES for name in names) or _images_in(folder):
         return None
-    if any(_look_like_patients(list(folders.values())) for folders in by_split.values()):
+    levels = [list(folders.values()) for folders in by_split.values()]
+    if any(map(_are_many_with_few, levels)) or (
+        any(map(_have_the_same_files, levels)) and not _hold_patients(by_split)
+    ):
         return None
     if are_splits and foreign:
         raise MedvolError(
@@ -124,12 +129,37 @@ def _images_in(folder: Path) -> bool:
     return any(has_image_suffix(entry.name) and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
-def _look_like_patients(folders: Sequence[Path]) -> bool:
-    names = [{path.name for path in files_below(folder) if has_image_suffix(path.name)} for folder in folders]
-    if len(folders) > MOST_NUMBER_CLASSES and sum(map(len, names)) < FEW_FILES * len(folders):
-        return True
+def _are_many_with_few(folders: Sequence[Path]) -> bool:
+    return len(folders) > MOST_NUMBER_CLASSES and sum(map(len, _image_names(folders))) < FEW_FILES * len(folders)
+
+
+def _have_the_same_files(folders: Sequence[Path]) -> bool:
+    names = _image_names(folders)
     unnumbered = any(not any(letter.isdigit() for letter in without_suffix(name)) for name in set().union(*names))
     return len(folders) > 1 and unnumbered and all(one == names[0] for one in names)
+
+
+def _image_names(folders: Sequence[Path]) -> list[set[str]]:
+    return [{path.name for path in files_below(folder) if has_image_suffix(path.name)} for folder in folders]
+
+
+def _hold_patients(by_split: Mapping[str | None, Mapping[str, Path]]) -> bool:
+    """Tell whether folders with the same file names are classes and the folders below them patients.
+
+    The other reading are patients and their visits: these are often the same for all, and fewer than patients are.
+    """
+    below: dict[str, set[str]] = {}
+    for folders in by_split.values():
+        for name, folder in folders.items():
+            places = [path.relative_to(folder).parts for path in files_below(folder) if has_image_suffix(path.name)]
+            if any(len(place) < 2 for place in places):
+                return False
+            below.setdefault(name, set()).update(place[0] for place in places)
+    times = Counter(one for names in below.values() for one in names)
+    if 2 * sum(count > 1 for count in times.values()) > len(times):
+        return False
+    numbered = any(letter.isdigit() for name in below for letter in name)
+    return min(map(len, below.values())) >= (max(2, len(below)) if numbered else 2)
 
 
 def _is_dicom(path: Path) -> bool:

@@ -6,15 +6,12 @@ import os
 from pathlib import Path
 
 from medvol.data.build import lists_to_splits
-from medvol.data.column_roles import find_column, missing_column
-from medvol.data.columns import read_delimited
 from medvol.data.folder_layout import ClassFolders, files_below
-from medvol.data.labels import is_missing, sorted_classes
+from medvol.data.folder_patients import PATIENTS_FILE, with_folder_patients, with_listed_patients
+from medvol.data.labels import sorted_classes
 from medvol.data.paths import has_image_suffix
-from medvol.data.study import Draft, Label, Options, Row
+from medvol.data.study import Draft, Options, Row
 from medvol.errors import MedvolError
-
-PATIENTS_FILE = "patients.csv"
 
 CJDATA_CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 """Labels within the files of the figshare brain tumour set (Cheng et al., PLoS ONE 10(10):e0140381, 2015)."""
@@ -23,23 +20,28 @@ CJDATA_CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 def read_class_folders(folder: Path, found: ClassFolders, options: Options) -> Draft:
     """Read class-named subfolders; every file is a case, DICOM files are cases by series.
 
-    `patients.csv` beside the class folders (columns `image`, relative to it, and `patient`) groups cases by patient.
+    `patients.csv` beside the class folders (columns `image`, relative to it, and `patient`) groups cases by patient;
+    without it the folders below a class do, as in `benign/P07/t1.nii.gz`.
 
     Raises:
-        MedvolError: `MISSING_COLUMN`, `BAD_TABLE` for a `patients.csv` that does not fit.
+        MedvolError: What `medvol.data.folder_patients` refuses `patients.csv` for.
     """
     given = lists_to_splits([split for split in found.by_split if split is not None])
     dicom = found.is_dicom
-    rows = [
-        Row(image=(reference,), label=name, split=given[split] if split else None)
-        for split, folders in found.by_split.items()
-        for name in sorted(folders)
-        for reference in _references(folders[name], dicom)
-    ]
+    rows = []
+    tops: list[Path] = []
+    for split, folders in found.by_split.items():
+        for name in sorted(folders):
+            references = _references(folders[name], dicom)
+            rows += [Row((one,), label=name, split=given[split] if split else None) for one in references]
+            tops += [folders[name]] * len(references)
     notes = [f"read as: class folders {', '.join(found.classes[:8])}"]
     listed = folder / PATIENTS_FILE
     if listed.is_file():
-        rows, note = _with_patients(rows, listed, options)
+        rows, note = with_listed_patients(rows, listed, options)
+        notes += note
+    elif options.patient_column:
+        rows, note = with_folder_patients(rows, tops)
         notes += note
     return Draft(
         tuple(rows), str(folder), str(folder), classes=found.classes, task="classification", notes=tuple(notes)
@@ -130,38 +132,3 @@ def _references(folder: Path, dicom: bool) -> list[str]:
     from medvol.io import find_volumes
 
     return [os.path.abspath(one.reference) for one in find_volumes(folder)]  # noqa: PTH100
-
-
-def _with_patients(rows: list[Row], listed: Path, options: Options) -> tuple[list[Row], list[str]]:
-    table = read_delimited(listed)
-    image, _ = find_column(table, options.image_column, "image", optional=False)
-    patient, _ = find_column(table, options.patient_column, "patient", optional=False)
-    if image is None or patient is None:
-        raise missing_column(table, "image" if image is None else "patient")
-    folder = listed.parent
-    pairs = zip(table.column(image), table.column(patient), strict=True)
-    patients: dict[str, Label] = {
-        os.path.normpath(os.path.join(folder, str(name).replace("\\", "/"))): who  # noqa: PTH118
-        for name, who in pairs
-    }
-    joined = [
-        Row(row.image, row.label, row.case, _text(patients.get(row.image[0])), row.split, row.covariates, row.where)
-        for row in rows
-    ]
-    matched = sum(row.image[0] in patients for row in rows)
-    if not matched:
-        raise MedvolError(
-            "BAD_TABLE",
-            file=listed,
-            found=f"none of its {len(patients)} images is among the {len(rows)} files in the class folders",
-            expected="paths relative to this file, such as class/name.png",
-            fix="correct the column 'image'",
-        )
-    notes = [f"patients of {matched} of {len(rows)} files from {listed.name}"]
-    if matched < len(patients):
-        notes.append(f"{len(patients) - matched} images in {listed.name} are not there")
-    return joined, notes
-
-
-def _text(value: Label) -> str | None:
-    return None if is_missing(value) else str(value)

@@ -14,6 +14,8 @@ from medvol.data import Study, assign_splits, items, open_study
 from medvol.data.medmnist import MEDMNIST
 from medvol.data.source_arrays import role
 from medvol.errors import MESSAGE_LIMIT, MedvolError
+from medvol.geometry import Volume
+from medvol.phantoms.dicom import write_dicom_series
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 SHAPE = (7, 8, 9)
@@ -344,6 +346,65 @@ def test_patients_beside_class_folders_group_the_cases(tmp_path: Path) -> None:
     assert "1 cases without a patient count as patients of their own" in study.notes
 
 
+def patients(study: Study) -> dict[str, str]:
+    return {case.case: case.patient for case in study.cases}
+
+
+def test_folders_below_the_classes_are_patients(tmp_path: Path) -> None:
+    touch(tmp_path, "ill/P0/t1.nii", "ill/P0/t2.nii", "ill/P1/a/t1.nii", "well/P1/t1.nii", "well/P2/t1.nii")
+    study = open_study(str(tmp_path))
+    assert labels(study) == dict.fromkeys(("ill_P0_t1", "ill_P0_t2", "ill_P1_a_t1"), "ill") | {
+        "well_P1_t1": "well",
+        "well_P2_t1": "well",
+    }
+    assert list(patients(study).values()) == ["P0", "P0", "P1", "P1", "P2"]
+    assert "the folders below the classes are patients: 3, of whom 1 have cases of several classes" in study.notes
+
+
+def test_classes_of_patients_with_the_same_file_name_are_classes(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{name}/{name[0]}{number}/scan.nii.gz" for name in ("ill", "well") for number in range(3)))
+    study = open_study(str(tmp_path))
+    assert study.classes == ("ill", "well")
+    assert patients(study)["well_w2_scan"] == "w2"
+
+
+def test_patients_below_splits_and_classes_are_on_one_side(tmp_path: Path) -> None:
+    touch(tmp_path, "train/ill/P0/a.nii", "train/ill/P1/a.nii", "train/well/P2/a.nii", "test/ill/P3/a.nii")
+    touch(tmp_path, "test/well/P4/a.nii")
+    assert list(patients(open_study(str(tmp_path))).values()) == ["P3", "P4", "P0", "P1", "P2"]
+    touch(tmp_path, "test/well/P0/a.nii")
+    refused("SPLIT_LEAK", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "below",
+    [["x"], ["images", "more"], ["train", "test"], ["axial", "coronal", "sagittal"]],
+    ids=["one", "what files are", "splits", "planes"],
+)
+def test_folders_that_all_classes_have_are_no_patients(tmp_path: Path, below: list[str]) -> None:
+    touch(tmp_path, *(f"{name}/{one}/{name}{one}1.nii" for name in ("ill", "well") for one in below))
+    study = open_study(str(tmp_path))
+    assert all(case.patient == case.case for case in study.cases)
+    assert any("folders below the classes were not taken for patients" in note for note in study.notes)
+
+
+def test_a_patients_file_comes_before_the_folders_below_the_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "ill/P0/1.nii", "ill/P1/2.nii", "well/P2/3.nii", "well/P3/4.nii")
+    rows = "ill/P0/1.nii,7\nill/P1/2.nii,7\nwell/P2/3.nii,8\nwell/P3/4.nii,9\n"
+    (tmp_path / "patients.csv").write_text(f"image,patient\n{rows}")
+    assert list(patients(open_study(str(tmp_path))).values()) == ["7", "7", "8", "9"]
+
+
+def test_a_dicom_series_is_a_case_and_the_folder_above_it_the_patient(tmp_path: Path) -> None:
+    for number, place in enumerate(("ill/1", "ill/2", "well/3/a", "well/3/b", "well/4/a")):
+        volume = Volume(np.full(SHAPE, number), np.diag([1.0, 1.5, 3.0, 1.0]))
+        write_dicom_series(volume, tmp_path / place)
+    study = open_study(str(tmp_path))
+    assert [case.label for case in study.cases] == ["ill", "ill", "well", "well", "well"]
+    named = [case.patient if case.patient != case.case else None for case in study.cases]
+    assert named == [None, None, "3", "3", "4"]
+
+
 def test_a_patients_file_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "no/1.png", "yes/3.png")
     (tmp_path / "patients.csv").write_text("image,patient\n1.png,7\n")
@@ -354,10 +415,12 @@ def test_a_patients_file_that_matches_nothing_is_refused(tmp_path: Path) -> None
     "names",
     [
         ["p1/t1.nii", "p1/flair.nii", "p2/t1.nii", "p2/flair.nii"],
+        ["p1/0/flair.nii", "p1/1/flair.nii", "p2/0/flair.nii", "p2/1/flair.nii"],
+        ["p1/2019/flair.nii", "p2/2021/flair.nii", "p3/2022/flair.nii", "p3/2023/flair.nii"],
         [f"p{patient}/{patient}_{scan}.nii" for patient in range(21) for scan in range(4)],
         ["a/1.nii", "b/2.nii", "3.nii"],
     ],
-    ids=["same names", "many with few", "images beside"],
+    ids=["same names", "same visits", "other visits", "many with few", "images beside"],
 )
 def test_folders_of_patients_are_not_classes(tmp_path: Path, names: list[str]) -> None:
     touch(tmp_path, *names)
