@@ -23,7 +23,7 @@ def with_listed_patients(rows: Sequence[Row], listed: Path, options: Options) ->
     """Return the rows with the patients that `patients.csv` names, and notes on what it does not name.
 
     Raises:
-        MedvolError: `MISSING_COLUMN`, `BAD_TABLE` for a table that does not fit.
+        MedvolError: `MISSING_COLUMN`, `BAD_TABLE` where it does not fit; `SPLIT_LEAK` for an image of two patients.
     """
     table = read_delimited(listed)
     image, _ = find_column(table, options.image_column, "image", optional=False)
@@ -31,11 +31,17 @@ def with_listed_patients(rows: Sequence[Row], listed: Path, options: Options) ->
     if image is None or patient is None:
         raise missing_column(table, "image" if image is None else "patient")
     folder = listed.parent
-    pairs = zip(table.column(image), table.column(patient), strict=True)
-    patients: dict[str, Label] = {
-        os.path.normpath(os.path.join(folder, str(name).replace("\\", "/"))): who  # noqa: PTH118
-        for name, who in pairs
-    }
+    patients: dict[str, Label] = {}
+    for name, who, where in zip(table.column(image), table.column(patient), table.where, strict=True):
+        path = os.path.normpath(os.path.join(folder, str(name).replace("\\", "/")))  # noqa: PTH118
+        if _text(patients.setdefault(path, who)) != _text(who):
+            raise MedvolError(
+                "SPLIT_LEAK",
+                file=listed,
+                found=f"one image belongs to two patients: {where} names '{str(name)[-60:]}' once more",
+                expected="one patient per image",
+                fix="correct or remove the line",
+            )
     joined = [
         Row(row.image, row.label, row.case, _text(patients.get(row.image[0])), row.split, row.covariates, row.where)
         for row in rows

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
+from bisect import bisect_left
 from pathlib import Path
 
 from medvol.data.build import lists_to_splits
 from medvol.data.folder_layout import ClassFolders, files_below
 from medvol.data.folder_patients import PATIENTS_FILE, with_folder_patients, with_listed_patients
 from medvol.data.labels import sorted_classes
-from medvol.data.paths import has_image_suffix
+from medvol.data.paths import has_image_suffix, without_suffix
 from medvol.data.study import Draft, Options, Row
 from medvol.errors import MedvolError
 
 CJDATA_CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 """Labels within the files of the figshare brain tumour set (Cheng et al., PLoS ONE 10(10):e0140381, 2015)."""
 
+_MASK = re.compile(r"((?P<image>.+)[ ._-])?(?P<word>mask|seg|segmentation|label|labelmap|roi)s?([ ._-]?\d+)?")
+"""Stems, in lower case, of masks beside images: `x_mask`, `x-seg`, `x_mask_1`, or just `mask` in a patient's folder."""
+
 
 def read_class_folders(folder: Path, found: ClassFolders, options: Options) -> Draft:
     """Read class-named subfolders; every file is a case, DICOM files are cases by series.
 
     `patients.csv` beside the class folders (columns `image`, relative to it, and `patient`) groups cases by patient;
-    without it the folders below a class do, as in `benign/P07/t1.nii.gz`.
+    without it the folders below a class do, as in `benign/P07/t1.nii.gz`. `x_mask.nii.gz` beside `x.nii.gz` is no case.
 
     Raises:
         MedvolError: What `medvol.data.folder_patients` refuses `patients.csv` for.
@@ -30,12 +35,17 @@ def read_class_folders(folder: Path, found: ClassFolders, options: Options) -> D
     dicom = found.is_dicom
     rows = []
     tops: list[Path] = []
+    masks: list[str] = []
     for split, folders in found.by_split.items():
         for name in sorted(folders):
-            references = _references(folders[name], dicom)
+            references, beside = _without_masks(_references(folders[name], dicom))
+            masks += beside
             rows += [Row((one,), label=name, split=given[split] if split else None) for one in references]
             tops += [folders[name]] * len(references)
     notes = [f"read as: class folders {', '.join(found.classes[:8])}"]
+    if masks:
+        kinds = " or ".join(sorted(set(masks)))
+        notes.append(f"{len(masks)} files named {kinds} beside an image of the same name were left out")
     listed = folder / PATIENTS_FILE
     if listed.is_file():
         rows, note = with_listed_patients(rows, listed, options)
@@ -132,3 +142,26 @@ def _references(folder: Path, dicom: bool) -> list[str]:
     from medvol.io import find_volumes
 
     return [os.path.abspath(one.reference) for one in find_volumes(folder)]  # noqa: PTH100
+
+
+def _without_masks(references: list[str]) -> tuple[list[str], list[str]]:
+    """Return the references that are no masks of others in the same folder, and the word that says so for each mask."""
+    masks: dict[str, tuple[str, str, str]] = {}
+    stems: dict[str, list[str]] = {}
+    for reference in references:
+        folder, name = os.path.split(reference)
+        stem = without_suffix(name).lower()
+        found = _MASK.fullmatch(stem) if has_image_suffix(name) else None
+        if found:
+            masks[reference] = (folder, found["image"] or "", found["word"])
+        else:
+            stems.setdefault(folder, []).append(stem)
+    for names in stems.values():
+        names.sort()
+    words: dict[str, str] = {}
+    for reference, (folder, image, word) in masks.items():
+        beside = stems.get(folder, [])
+        first = bisect_left(beside, image)  # the first name that may begin so
+        if beside[first : first + 1] and beside[first].startswith(image):
+            words[reference] = word
+    return [reference for reference in references if reference not in words], list(words.values())

@@ -411,6 +411,16 @@ def test_a_patients_file_that_matches_nothing_is_refused(tmp_path: Path) -> None
     refused("BAD_TABLE", tmp_path)
 
 
+def test_an_image_under_two_patients_in_the_patients_file_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "no/1.png", "yes/3.png")
+    (tmp_path / "patients.csv").write_text("image,patient\nno/1.png,7\nyes/3.png,8\n./no/1.png,7\n")
+    assert patients(open_study(str(tmp_path))) == {"1": "7", "3": "8"}
+    (tmp_path / "patients.csv").write_text("image,patient\nno/1.png,Smith\nyes/3.png,8\n./no/1.png,Jones\n")
+    error = refused("SPLIT_LEAK", tmp_path)
+    assert "line 4" in error.found
+    assert "Smith" not in str(error)
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -425,6 +435,16 @@ def test_a_patients_file_that_matches_nothing_is_refused(tmp_path: Path) -> None
 def test_folders_of_patients_are_not_classes(tmp_path: Path, names: list[str]) -> None:
     touch(tmp_path, *names)
     refused("NO_LABEL", tmp_path)
+
+
+def test_masks_beside_the_images_of_class_folders_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "no/1.nii.gz", "no/1_mask.nii.gz", "no/2 (1).png", "no/2 (1)_mask_1.png")
+    touch(tmp_path, "yes/3_t1.nii", "yes/3-SEG.nii", "yes/4_label.nii", "yes/5/scan.nii", "yes/5/mask.nii")
+    touch(tmp_path, "yes/unmask.nii")
+    study = open_study(str(tmp_path))
+    names = {Path(case.image[0]).name for case in study.cases}
+    assert names == {"1.nii.gz", "2 (1).png", "3_t1.nii", "4_label.nii", "scan.nii", "unmask.nii"}
+    assert "4 files named mask or seg beside an image of the same name were left out" in study.notes
 
 
 def test_folders_of_images_and_masks_are_not_classes(tmp_path: Path) -> None:
