@@ -6,84 +6,22 @@ either order, as in `train_images`, `x_train`, `val_data.npy`, or just `data.npy
 
 from __future__ import annotations
 
-import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medvol.data.build import SPLIT_WORDS, lists_to_splits
+from medvol.data.array_roles import Pair, pairs_of
+from medvol.data.build import lists_to_splits
+from medvol.data.labels import class_name, is_missing
 from medvol.data.medmnist import known_set
 from medvol.data.study import Draft, Label, Options, Row
 from medvol.errors import MedvolError
-
-_IMAGE_WORDS = ("images", "image", "data", "x", "imgs", "volumes", "scans")
-# One case saved as `image` and `label` (its mask) is not a stack, so the singular needs a split beside it.
-_SINGULAR = ("image", "label", "target")
-_LABEL_WORDS = ("labels", "label", "y", "targets", "target", "masks")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The arrays of one split: names of images and labels; labels may be absent."""
-
-    images: str
-    labels: str | None
-
-
-def role(name: str) -> tuple[str | None, str] | None:
-    """Return the split and content (`images` or `labels`) that an array's name says, or None."""
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
-    if words and words[0] in ("xtrain", "ytrain", "xtest", "ytest", "xval", "yval"):
-        words = [words[0][1:], words[0][0], *words[1:]]
-    splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
-    content = [word for word in words if word not in SPLIT_WORDS]
-    if len(content) != 1 or len(splits) > 1:
-        return None
-    split = splits[0] if splits else None
-    if split is None and content[0] in _SINGULAR:
-        return None
-    if content[0] in _IMAGE_WORDS:
-        return split, "images"
-    return (split, "labels") if content[0] in _LABEL_WORDS else None
-
-
-def pairs_of(names: Iterable[str], source: Path) -> dict[str | None, Pair]:
-    """Return the arrays that belong together, by split.
-
-    Raises:
-        MedvolError: `AMBIGUOUS_SOURCE` when two arrays claim one role.
-    """
-    found: dict[tuple[str | None, str], str] = {}
-    for name in sorted(names):
-        its_role = role(name)
-        if its_role is None:
-            continue
-        if its_role in found:
-            raise MedvolError(
-                "AMBIGUOUS_SOURCE",
-                file=source,
-                found=f"'{found[its_role]}' and '{name}' could both be the {its_role[0] or ''} {its_role[1]}",
-                expected="one array of each kind",
-                fix="move one away",
-            )
-        found[its_role] = name
-    splits = [split for split, content in found if content == "images"]
-    if None in splits and len(splits) > 1:
-        raise MedvolError(
-            "AMBIGUOUS_SOURCE",
-            file=source,
-            found=f"'{found[None, 'images']}' belongs to no split, '{found[splits[1] or splits[0], 'images']}' to one",
-            expected="a split in every name, or in none",
-            fix="rename it to train_..., val_... or test_...",
-        )
-    order = [split for split in ("train", "val", "test", None) if split in splits]
-    return {split: Pair(found[split, "images"], found.get((split, "labels"))) for split in order}
 
 
 def read_npz(path: Path, options: Options) -> Draft | None:
@@ -95,24 +33,24 @@ def read_npz(path: Path, options: Options) -> Draft | None:
         MedvolError: `CORRUPT`, `UNSAFE_NPY`, `ROW_MISMATCH`, `MULTI_LABEL`, `NO_LABEL`, `WRONG_DIMS`.
     """
     shapes = npz_shapes(path)
-    pairs = pairs_of(shapes, path)
+    pairs = _usable(pairs_of(shapes, path), options, lambda name: shapes[name])
     if not _is_study(pairs, options):
         return None
     with np.load(path, allow_pickle=False) as archive:
-        labels = {pair.labels: _load(archive, pair.labels, path) for pair in pairs.values() if pair.labels}
-    rows = _rows(pairs, shapes, labels, lambda name, index: f"{path}#{name}[{index}]", path)
+        read = {name: _texts(_load(archive, name, path), name, path) for pair in pairs.values() for name in pair.read}
+    rows = _rows(pairs, shapes, read, lambda name, index: f"{path}#{name}[{index}]", path)
     return _draft(rows, path, pairs, f"npz of stacked arrays {', '.join(pair.images for pair in pairs.values())}")
 
 
 def read_npy_folder(folder: Path, options: Options) -> Draft | None:
     """Read pairs of npy files in a folder, or return None when there is none. Raises as `read_npz`."""
     files = {path.stem: path for path in sorted(folder.glob("*.npy")) if not path.name.startswith(".")}
-    pairs = pairs_of(files, folder)
+    pairs = _usable(pairs_of(files, folder), options, lambda name: _mapped(files[name]).shape)
     if not _is_study(pairs, options):
         return None
     shapes = {pair.images: _mapped(files[pair.images]).shape for pair in pairs.values()}
-    labels = {pair.labels: _mapped(files[pair.labels]) for pair in pairs.values() if pair.labels}
-    rows = _rows(pairs, shapes, labels, lambda name, index: f"{files[name]}#{index}", folder)
+    read = {name: _texts(_mapped(files[name]), name, folder) for pair in pairs.values() for name in pair.read}
+    rows = _rows(pairs, shapes, read, lambda name, index: f"{files[name]}#{index}", folder)
     return _draft(rows, folder, pairs, f"stacked npy files {', '.join(pair.images for pair in pairs.values())}")
 
 
@@ -169,7 +107,7 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
 def _rows(
     pairs: Mapping[str | None, Pair],
     shapes: Mapping[str, tuple[int, ...]],
-    labels: Mapping[str, npt.NDArray[Any]],
+    read: Mapping[str, npt.NDArray[Any]],
     refer: Any,
     source: Path,
 ) -> list[Row]:
@@ -185,7 +123,8 @@ def _rows(
                 expected="a row per case and at least two axes of voxels",
                 fix="write features as CSV",
             )
-        values = _values(pair, labels, shape[0], refer, source)
+        values = _values(pair, read, shape[0], refer, source)
+        patients = _patients(pair, read, shape[0], source)
         width = max(4, len(str(shape[0])))
         prefix = split or "case"
         rows += [
@@ -193,6 +132,7 @@ def _rows(
                 image=(refer(pair.images, index),),
                 label=values[index],
                 case=f"{prefix}_{index:0{width}d}",
+                patient=patients[index],
                 split=given[split] if split else None,
             )
             for index in range(shape[0])
@@ -204,14 +144,7 @@ def _values(pair: Pair, labels: Mapping[str, npt.NDArray[Any]], count: int, refe
     if pair.labels is None:
         return [None] * count
     array = labels[pair.labels]
-    if array.shape[:1] != (count,):
-        raise MedvolError(
-            "ROW_MISMATCH",
-            file=source,
-            found=f"'{pair.images}' has {count} rows, '{pair.labels}' has shape {array.shape}",
-            expected="a label per image",
-            fix="check that the arrays belong together",
-        )
+    _require_rows(pair, pair.labels, array.shape, count, source)
     if array.ndim > 2:
         return [refer(pair.labels, index) for index in range(count)]
     if array.ndim == 2 and array.shape[1] > 1:
@@ -228,8 +161,65 @@ def _values(pair: Pair, labels: Mapping[str, npt.NDArray[Any]], count: int, refe
     return list(array.reshape(-1).tolist())
 
 
+def _patients(pair: Pair, read: Mapping[str, npt.NDArray[Any]], count: int, source: Path) -> list[str | None]:
+    if pair.patients is None:
+        return [None] * count
+    array = read[pair.patients]
+    _require_rows(pair, pair.patients, array.shape, count, source)
+    values = array.reshape(-1).tolist()
+    return [
+        None if is_missing(value) else value.strip() if isinstance(value, str) else class_name(value)  # `007` stays
+        for value in values
+    ]
+
+
+def _require_rows(pair: Pair, name: str, shape: tuple[int, ...], count: int, source: Path) -> None:
+    if shape[:1] != (count,):
+        raise MedvolError(
+            "ROW_MISMATCH",
+            file=source,
+            found=f"'{pair.images}' has {count} rows, '{name}' has shape {shape}",
+            expected="a row per image",
+            fix="check that the arrays belong together",
+        )
+
+
+def _usable(pairs: Mapping[str | None, Pair], options: Options, shape_of: Any) -> dict[str | None, Pair]:
+    """Return the pairs without patients that are not wanted, or that are no list: `patient.npy` may be an image."""
+
+    def is_list(name: str) -> bool:
+        shape = shape_of(name)
+        return len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+
+    return {
+        split: pair
+        if pair.patients and options.patient_column and is_list(pair.patients)
+        else replace(pair, patients=None)
+        for split, pair in pairs.items()
+    }
+
+
+def _texts(array: npt.NDArray[Any], name: str, source: Path) -> npt.NDArray[Any]:
+    """Return an array of bytes as one of texts, and any other as it is."""
+    if array.dtype.kind != "S":
+        return array
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError:
+        raise MedvolError(
+            "BAD_LABEL",
+            file=source,
+            found=f"'{name}' holds bytes that are not UTF-8",
+            expected="texts",
+            fix="save it as texts in UTF-8",
+        ) from None
+
+
 def _draft(rows: list[Row], source: Path, pairs: Mapping[str | None, Pair], kind: str) -> Draft:
     notes = [f"read as: {kind}"]
+    patients = [pair.patients for pair in pairs.values() if pair.patients]
+    if patients:
+        notes.append(f"patients read from {', '.join(patients)}")
     if len(pairs) == 1 and None not in pairs:
         notes.append(f"only the list '{next(iter(pairs))}' is there, so the cases are not split yet")
     known = known_set(source.stem)

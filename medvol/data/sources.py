@@ -24,12 +24,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from medvol.data.array_roles import role
 from medvol.data.build import build_study
 from medvol.data.columns import SPREADSHEETS, read_delimited
 from medvol.data.folder_layout import find_class_folders, holds_nothing
 from medvol.data.folder_patients import PATIENTS_FILE
 from medvol.data.paths import has_image_suffix, require_path
-from medvol.data.source_arrays import read_npy_folder, read_npz, role
+from medvol.data.source_arrays import read_npy_folder, read_npz
 from medvol.data.source_datalist import is_datalist, read_datalist
 from medvol.data.source_folders import read_class_folders, read_volumes
 from medvol.data.source_table import read_csv, read_json, read_json_rows

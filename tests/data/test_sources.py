@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from medvol.data import Study, assign_splits, items, open_study
+from medvol.data.array_roles import role
 from medvol.data.medmnist import MEDMNIST
-from medvol.data.source_arrays import role
 from medvol.errors import MESSAGE_LIMIT, MedvolError
 from medvol.geometry import Volume
 from medvol.phantoms.dicom import write_dicom_series
@@ -130,6 +130,11 @@ def test_a_folder_with_two_npz_files_asks_which(tmp_path: Path) -> None:
         ("train_image", ("train", "images")),
         ("image", None),
         ("patient_12", None),
+        ("patients", (None, "patients")),
+        ("patient", (None, "patients")),
+        ("subject_ids", (None, "patients")),
+        ("train_patients", ("train", "patients")),
+        ("patient_id_test", ("test", "patients")),
         ("train", None),
         ("train_test_data", None),
     ],
@@ -183,6 +188,41 @@ def test_a_nan_among_stacked_labels_is_a_missing_label(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, *SHAPE), np.float32))
     np.save(tmp_path / "y.npy", np.array([0.5, np.nan, 3.0]))
     assert refused("NO_LABEL", tmp_path).case == "case_0001"
+
+
+@pytest.mark.parametrize("kind", [int, str, bytes])
+def test_patients_beside_stacked_images_group_the_cases(tmp_path: Path, kind: type) -> None:
+    who = np.array([7, 7, 8] if kind is int else ["07", "07", "8"]).astype(kind)
+    arrays = {"images": np.zeros((3, *SHAPE), np.uint8), "labels": np.arange(3) % 2}
+    np.savez(tmp_path / "set.npz", **arrays, patient_ids=who)
+    study = open_study(str(tmp_path / "set.npz"))
+    assert [case.patient for case in study.cases] == (["7", "7", "8"] if kind is int else ["07", "07", "8"])
+    assert "patients read from patient_ids" in study.notes
+    alone = open_study(str(tmp_path / "set.npz"), patient_column="")
+    assert [case.patient for case in alone.cases] == [case.case for case in alone.cases]
+
+
+def test_patients_of_each_split_are_read_and_checked(tmp_path: Path) -> None:
+    who = {f"{split}_patients": np.arange(6) + 10 * number for number, split in enumerate(("train", "val", "test"))}
+    study = open_study(str(medmnist(tmp_path / "a.npz", **who)))
+    assert {case.case: case.patient for case in study.cases}["test_0005"] == "25"
+    refused("SPLIT_LEAK", medmnist(tmp_path / "b.npz", **who | {"val_patients": np.arange(6)}))
+    refused("ROW_MISMATCH", medmnist(tmp_path / "c.npz", **who | {"val_patients": np.arange(5)}))
+    refused("AMBIGUOUS_SOURCE", medmnist(tmp_path / "d.npz", patients=np.arange(18)))
+
+
+def test_an_image_of_a_patient_is_no_list_of_patients(tmp_path: Path) -> None:
+    for name, array in (("x", np.zeros((3, *SHAPE))), ("y", np.arange(3) % 2), ("patient", np.zeros(SHAPE))):
+        np.save(tmp_path / f"{name}.npy", array)
+    study = open_study(str(tmp_path))
+    assert [case.patient for case in study.cases] == [case.case for case in study.cases]
+
+
+def test_labels_of_bytes_are_text(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x=np.zeros((2, *SHAPE)), y=np.array([b"gut", "böse".encode()]))
+    assert open_study(str(tmp_path / "set.npz")).classes == ("böse", "gut")
+    np.savez(tmp_path / "set.npz", x=np.zeros((2, *SHAPE)), y=np.array([b"gut", b"b\xf6se"]))
+    assert refused("BAD_LABEL", tmp_path / "set.npz").fix == "save it as texts in UTF-8"
 
 
 def test_more_images_than_labels_are_refused(tmp_path: Path) -> None:
