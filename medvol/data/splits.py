@@ -21,6 +21,9 @@ from medvol.errors import MedvolError
 FRACTIONS = (0.7, 0.15, 0.15)
 TRAIN, VAL, TEST = range(3)
 
+DRAWN = "split by patient"
+"""How the note of a split begins that medvol drew itself."""
+
 MOST_BINS = 10
 """Quantile bins of a number to regress; ten cases or more in each."""
 
@@ -66,7 +69,7 @@ def assign_splits(study: Study, *, fractions: Sequence[float] = FRACTIONS, seed:
     cases = tuple(replace(case, split=split_of.get(case.patient) or side_of[case.patient]) for case in study.cases)
     changed = replace(study, cases=cases)
     taken = "" if None in given else "val taken out of train, "
-    note = f"split by patient, {taken}seed {seed}: {_counts(cases)}"
+    note = f"{DRAWN}, {taken}seed {seed}: {_counts(cases)}"
     return replace(changed, notes=(*study.notes, note, *class_gaps(changed)))
 
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from medvol.data.checks import check_study
 from medvol.data.labels import require_class
 from medvol.data.paths import file_of
 from medvol.data.source_table import sidecar_of
+from medvol.data.splits import DRAWN
 from medvol.data.study import SPLITS, TASKS, Case, Label, Study, Task
 from medvol.errors import MedvolError, nearest
 
@@ -54,14 +56,7 @@ def items(study: Study, split: str | None = None) -> list[dict[str, Any]]:
         raise MedvolError("BAD_SPLIT", found=f"split '{split}'", expected=", ".join(SPLITS), fix=nearest(split, SPLITS))
     chosen = [case for case in study.cases if split is None or case.split == split]
     if not chosen:
-        there = ", ".join(name for name in SPLITS if any(case.split == name for case in study.cases)) or "none"
-        raise MedvolError(
-            "EMPTY_SPLIT",
-            file=study.source,
-            found=f"no case in the split '{split}'",
-            expected=f"one; splits with cases: {there}",
-            fix="add cases, or remove the column 'split' to have medvol split",
-        )
+        raise _empty_split(study, split)
     index = {name: position for position, name in enumerate(study.classes)}
     return [_item(study, case, index) for case in chosen]
 
@@ -175,6 +170,28 @@ def _item(study: Study, case: Case, index: dict[str, int]) -> dict[str, Any]:
     if study.task == "classification":
         return item | {"label": index[str(case.label)], "label_name": case.label}
     return item | {"label": case.label}
+
+
+def _empty_split(study: Study, split: str | None) -> MedvolError:
+    """Return the refusal of a split without a case, with the way out that its origin leaves."""
+    there = ", ".join(name for name in SPLITS if any(case.split == name for case in study.cases)) or "none"
+    found = f"no case in the split '{split}'"
+    expected = f"one; splits with cases: {there}"
+    if any(note.startswith(DRAWN) for note in study.notes):
+        pairs = {(case.patient, case.label) for case in study.cases}
+        most = max(Counter(label for _, label in pairs).values(), default=0)
+        fix = "give it a share when splitting, or name the splits in a table"
+        if study.task == "classification" and most < len(SPLITS):
+            patients = len({case.patient for case in study.cases})
+            found += f": {patients} patients, at most {most} of a class, are too few"
+            expected = f"at least {len(SPLITS)} patients of a class"
+            fix = "add patients, or name the splits in a table"
+    elif Path(study.source).suffix.lower() in (".csv", ".tsv", ".txt"):
+        fix = "add cases, or remove the column 'split' to have medvol split"
+    else:
+        found += ", the source brings none"
+        fix = "add it to the source, or write a case table without splits to have medvol split"
+    return MedvolError("EMPTY_SPLIT", file=study.source, found=found, expected=expected, fix=fix)
 
 
 def _is_reserved(name: str) -> bool:

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvol.data import Case, Study, content_hash, items, open_study, require_task, with_classes, write_table
+from medvol.data import (
+    Case,
+    Study,
+    assign_splits,
+    content_hash,
+    items,
+    open_study,
+    require_task,
+    with_classes,
+    write_table,
+)
 from medvol.data.checks import check_study
 from medvol.data.table import require_features, require_images
 from medvol.errors import MESSAGE_LIMIT, MedvolError
@@ -81,6 +91,24 @@ def test_items_of_a_mistyped_split_offer_the_nearest(study: Study) -> None:
 def test_items_of_an_empty_split_name_those_that_are_not(study: Study) -> None:
     with pytest.raises(MedvolError, match=r"EMPTY_SPLIT.*splits with cases: train.*remove the column 'split'"):
         items(study, "val")
+
+
+def test_an_empty_split_that_medvol_drew_is_told_to_lack_patients(study: Study) -> None:
+    unsplit = replace(study, cases=tuple(replace(case, split=None) for case in study.cases[:3]))
+    with pytest.raises(
+        MedvolError, match=r"EMPTY_SPLIT.*'val': 3 patients, at most 2 of a class.*at least 3"
+    ) as caught:
+        items(assign_splits(unsplit), "val")
+    assert "remove" not in str(caught.value)
+    whole = replace(study, cases=tuple(replace(case, label="ill", split=None) for case in study.cases))
+    with pytest.raises(MedvolError, match=r"EMPTY_SPLIT.*give it a share"):
+        items(assign_splits(whole, fractions=(0.7, 0.3, 0)), "test")
+
+
+def test_an_empty_split_of_a_source_without_columns_speaks_of_none(study: Study) -> None:
+    with pytest.raises(MedvolError, match=r"EMPTY_SPLIT.*the source brings none") as caught:
+        items(assign_splits(replace(with_case(study, 0, split="val"), source="/data/set.npz")), "test")
+    assert "remove" not in str(caught.value)
 
 
 def test_a_repeated_case_name_is_refused(study: Study) -> None:
