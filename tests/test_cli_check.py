@@ -253,6 +253,22 @@ def test_a_spacing_that_no_scanner_has_is_a_warning(tmp_path, check):
     assert "a spacing of 1e+06 x 1.5 x 3 mm" in printed
 
 
+def test_the_same_scan_in_two_splits_is_refused_and_within_one_told(tmp_path, check):
+    # c0 and c3 (train, val) hold the same voxels in files that differ, c1 and c2 (train) as well; c4 and c5 are empty.
+    splits, seeds = ("train", "train", "train", "val", "val", "test"), (0, 1, 1, 0, None, None)
+    rows = ["case,image,label,split"]
+    for index, (split, seed) in enumerate(zip(splits, seeds, strict=True)):
+        grey = np.zeros((9, 8, 7)) if seed is None else np.random.default_rng(seed).normal(size=(9, 8, 7))
+        name = f"c{index}.nii{'.gz' * (index % 2)}"
+        nib.save(nib.Nifti1Image(grey.astype(np.float32), np.eye(4)), tmp_path / name)
+        rows.append(f"c{index},{name},{'xy'[index % 2]},{split}")
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    code, found, printed = check(tmp_path / "cases.csv")
+    assert (code, found["refused"]) == (1, {("LEAK", "c3")})
+    assert ("SAME_SCAN", "c2") in found["warning"]
+    assert "c3.nii.gz: here in val, the same scan as case c0 of train (c0.nii); 1 such pair" in printed
+
+
 def test_what_is_no_study_is_one_finding(tmp_path, check):
     (tmp_path / "empty").mkdir()
     code, found, printed = check(tmp_path / "empty")

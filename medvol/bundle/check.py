@@ -24,6 +24,7 @@ from medvol.bundle.study import TABULAR_FRACTIONS, TABULAR_SEED
 from medvol.data.facts import Facts, Sampled, measured, read_3d, require_one_kind
 from medvol.data.fingerprint import require_any_structure, value_counts
 from medvol.data.image_facts import COLOURS, read_case
+from medvol.data.same_scans import Scan, same_scans, scan_of
 from medvol.data.sources import open_study
 from medvol.data.splits import FRACTIONS, assign_splits
 from medvol.data.study import SPLITS, Case, Study
@@ -104,6 +105,7 @@ class _Found:
 
     findings: list[Finding] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
+    scans: list[Scan | None] = field(default_factory=list)
     values: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the mask of each case
     names: dict[str, dict[int, str]] = field(default_factory=dict)  # of its structures, where the mask tells them
     opened: int = 0
@@ -164,6 +166,10 @@ def check_table(
     if kind == "volumes" and found.sampled:
         found.attempt(lambda: require_one_kind(found.sampled))
         found.warn_of(odd_spacings(found.sampled))
+    leaks, told = same_scans(scan for scan in found.scans if scan is not None)
+    for refusal in leaks:
+        found.refuse(refusal)
+    found.warn_of(told)
     _check_values(study, found)
     if kind == "features":
         refused, idle = columns_to_mend(study)
@@ -227,6 +233,7 @@ def _check_case(case: Case, study: Study, kind: str, steps: Sequence[Transform],
         return
     read = {one: found.attempt(partial(_image, case, one, study, kind), case.case) for one in case.image}
     images = [volume for volume in read.values() if volume is not None]
+    found.scans += [scan_of(case, one, volume.array) for one, volume in read.items() if volume is not None]
     item: dict[str, Any] = {"case": case.case, IMAGE: list(case.image)}
     keys, steps = [IMAGE], list(steps)
     if study.task == "segmentation" and case.label is not None:

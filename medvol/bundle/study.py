@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medvol.bundle.quick_check import warn_of_headers
+from medvol.bundle.quick_leaks import require_no_leak
 from medvol.data.processes import in_turn, is_first
 from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits, fold_splits
@@ -49,7 +50,7 @@ def classification_study(
         layout: Of the synthetic cohort: `nifti` for volumes, `png` for slices of them.
 
     Raises:
-        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind.
+        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind; `LEAK`.
     """
     study = _opened(dataset_dir, output_dir, layout, label_column=label_column, classes=tuple(classes))
     require_task(study, "classification")
@@ -130,7 +131,7 @@ def fusion_study(
 
     Raises:
         MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind, or one without images
-            or without covariates.
+            or without covariates; `LEAK`.
     """
     options = {"label_column": label_column, "classes": tuple(classes), "require_image": False}
     study = _opened(dataset_dir, output_dir, "nifti", **options)
@@ -167,7 +168,8 @@ def segmentation_study(
             train on every case but those of a test split that the source brings, with nothing to validate on.
 
     Raises:
-        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind; `UNKNOWN_OPTION`.
+        MedvolError: Whatever is wrong with the source; `WRONG_KIND` for a study of another kind; `LEAK`;
+            `UNKNOWN_OPTION`.
     """
     if dataset_dir:
         study = open_study(str(dataset_dir), label_column=label_column)
@@ -239,6 +241,7 @@ def _recorded(study: Study, output_dir: str | Path) -> Study:
     for note in study.notes:
         logger.info("%s", note)
     warn_of_headers(study)
+    require_no_leak(study)
     if is_first():
         write_table(study, Path(output_dir) / TABLE_FILE)
     logger.info("%s", describe(study))
