@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from medvol.data.column_facts import ColumnFacts
 from medvol.data.study import Case, Study
+from medvol.data.window import given_window
 from medvol.errors import MedvolError, require_choice
 from medvol.geometry import Volume
 from medvol.io import read_volume
@@ -129,12 +130,14 @@ def fit_facts(
     Without a geometry every volume is resized to the median size, at most 64 voxels along an axis. With one, the
     spacing is the median, coarsened where the 95th percentile of the field of view would need more than 64 voxels, and
     volumes are centred and cropped or padded. Grey values within 0..255 are `scaled`, values below -500 with a wider
-    range are taken as HU (`ct`), anything else is `mr`.
+    range are taken as HU (`ct`), anything else is `mr`; a window that is given makes the scheme `ct`.
 
     Raises:
-        MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `WRONG_DIMS`, or what reading finds.
+        MedvolError: `NO_TRAINING_CASES`, `MIXED_GEOMETRY`, `UNKNOWN_OPTION`, `BAD_VALUE` for a window that is none,
+            `WRONG_DIMS`, or what reading finds.
     """
     require_choice("intensity", intensity, INTENSITY_SCHEMES)
+    window = given_window(window_hu, intensity)
     sampled = [
         measured(case.case, read_3d(case.case, reference, channels=len(case.image) < len(study.channels)))
         for case in spread([case for case in training_cases(study) if case.image])
@@ -142,14 +145,14 @@ def fit_facts(
     ]
     has_geometry = require_one_kind(sampled)
     size, spacing = _grid(sampled, spatial_size, spacing_mm)
-    scheme = scheme_of(sampled) if intensity == "auto" else intensity
+    scheme = "ct" if window else scheme_of(sampled) if intensity == "auto" else intensity
     return Facts(
         classes=study.classes,
         channels=study.channels,
         spatial_size=size,
         spacing_mm=spacing,
         intensity=scheme,
-        limits=limits_of(sampled, scheme, window_hu),
+        limits=window or limits_of(sampled, scheme),
         has_geometry=has_geometry,
         laterality_matters=study.laterality_matters if laterality_matters is None else laterality_matters,
     )
@@ -299,12 +302,11 @@ def scheme_of(sampled: Sequence[Sampled]) -> str:
     return "ct" if np.median([one.low for one in sampled]) < AIR_HU else "mr"
 
 
-def limits_of(sampled: Sequence[Sampled], scheme: str, window_hu: Sequence[float] | None) -> tuple[float, float] | None:
-    """Return the grey values that a scheme maps to 0 and 1; None for `mr`."""
+def limits_of(sampled: Sequence[Sampled], scheme: str) -> tuple[float, float] | None:
+    """Return the grey values that a scheme maps to 0 and 1 where nothing else is said; None for `mr`."""
     if scheme == "mr":
         return None
-    if window_hu is not None or scheme == "ct":
-        low, high = window_hu or CT_WINDOW_HU
-        return float(low), float(high)
+    if scheme == "ct":
+        return CT_WINDOW_HU
     highest = max(one.high for one in sampled)
     return (0.0, 1.0) if highest <= 1 else (0.0, 255.0) if highest <= 255 else (0.0, float(highest))

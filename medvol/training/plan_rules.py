@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from medvol.data.facts import CT_WINDOW_HU, INTENSITY_SCHEMES, limits_of, scheme_of, three_of
 from medvol.data.fingerprint import Fingerprint
+from medvol.data.window import given_window
 from medvol.errors import MedvolError, require_choice
 from medvol.transforms.augment import flip_axes_for
 
@@ -102,11 +103,12 @@ def plan_intensity(
     training split's structures.
 
     Raises:
-        MedvolError: `UNKNOWN_OPTION`, or `BAD_VALUE` for a window that is none.
+        MedvolError: `UNKNOWN_OPTION`, or `BAD_VALUE` for a window that is none or beside a scheme without one.
     """
     require_choice("intensity", given, INTENSITY_SCHEMES)
-    if window_hu is not None:
-        return "ct", _window(window_hu), "as given"
+    window = given_window(window_hu, given)
+    if window is not None:
+        return "ct", window, "as given"
     volumes = fingerprint.volumes
     scheme = scheme_of(volumes) if given == "auto" else given
     lows, highs = [one.low for one in volumes], [one.high for one in volumes]
@@ -114,7 +116,7 @@ def plan_intensity(
     if scheme == "mr":
         return scheme, None, f"{seen}: no fixed scale, robust z-score of each volume"
     if scheme == "scaled":
-        limits = limits_of(volumes, scheme, None)
+        limits = limits_of(volumes, scheme)
         return scheme, limits, f"{seen}: a fixed range, mapped to 0..1"
     if fingerprint.foreground is None:
         return scheme, CT_WINDOW_HU, f"{seen}: Hounsfield units; soft tissue, since no mask lies on its image"
@@ -122,15 +124,3 @@ def plan_intensity(
     high = max(high, low + SMALLEST_WINDOW_HU)
     reason = f"{seen}: Hounsfield units; 0.5th to 99.5th percentile inside the structures"
     return scheme, (round(low, 1), round(high, 1)), reason
-
-
-def _window(window_hu: Sequence[float]) -> tuple[float, float]:
-    values = [float(value) for value in window_hu]
-    if len(values) != 2 or not values[0] < values[1]:
-        raise MedvolError(
-            "BAD_VALUE",
-            found=f"window_hu {values}",
-            expected="the lowest and the highest value",
-            fix="write --window_hu '[-160, 240]'",
-        )
-    return values[0], values[1]

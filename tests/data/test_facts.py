@@ -75,6 +75,19 @@ def test_what_is_given_is_taken(tmp_path):
     assert not facts.laterality_matters
 
 
+def test_a_window_makes_the_scheme_ct_and_one_that_is_none_is_refused(tmp_path):
+    study = study_of([nifti(tmp_path, (7, 8, 9), np.eye(4), low=0, high=1500)])  # `mr` by its grey values
+    for intensity in ("auto", "ct"):
+        facts = fit_facts(study, intensity=intensity, window_hu=[-1000, 400])
+        assert (facts.intensity, facts.limits) == ("ct", (-1000.0, 400.0))
+    for wrong in ([400, -1000], [1], [1, 1], [1, 2, 3]):
+        with pytest.raises(MedvolError, match="BAD_VALUE: window_hu"):
+            fit_facts(study, window_hu=wrong)
+    for other in ("mr", "scaled"):
+        with pytest.raises(MedvolError, match=f"BAD_VALUE: window_hu .* with intensity '{other}'"):
+            fit_facts(study, intensity=other, window_hu=[-1000, 400])
+
+
 def test_a_given_size_with_automatic_spacing_still_holds_the_field_of_view(tmp_path):
     facts = fit_facts(study_of([nifti(tmp_path, (40, 20, 10), np.eye(4))]), spatial_size=[20, 20, 20])
     assert facts.spacing_mm == (2.0, 1.0, 1.0)

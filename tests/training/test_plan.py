@@ -99,6 +99,8 @@ def test_a_window_that_is_given_is_taken():
     for wrong in ([300, -100], [1], [1, 1]):
         with pytest.raises(MedvolError, match="BAD_VALUE: window_hu"):
             plan_intensity(fingerprint([(7, 8, 9)]), "auto", wrong)
+    with pytest.raises(MedvolError, match="with intensity 'mr'"):
+        plan_intensity(fingerprint([(7, 8, 9)]), "mr", [-100, 300])
 
 
 def test_a_patch_of_a_small_study_is_its_median_volume_padded():
