@@ -75,8 +75,8 @@ def refusal_of(wrapped):
 
 
 def pictures(folder, classes, count, size=(24, 26), mode="L"):
-    """Write class folders of noise whose brightness tells the class."""
-    rng = np.random.default_rng(0)
+    """Write class folders of noise whose brightness tells the class; folders of other names hold other noise."""
+    rng = np.random.default_rng(list(folder.name.encode()))
     for index, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for number in range(count):
