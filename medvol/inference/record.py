@@ -61,7 +61,11 @@ class ModelRecord:
 
 
 def load_record(
-    model_dir: str | Path, shipped: Mapping[str, Any], shipped_network: Mapping[str, Any] | None = None
+    model_dir: str | Path,
+    shipped: Mapping[str, Any],
+    shipped_network: Mapping[str, Any] | None = None,
+    *,
+    require_weights: bool = False,
 ) -> ModelRecord:
     """Return the record in `model_dir`, or the one that the bundle ships with when nothing was trained yet.
 
@@ -72,10 +76,14 @@ def load_record(
         model_dir: The bundle's `models` folder.
         shipped: Facts to start from where there is no record, as in the bundle's metadata.
         shipped_network: The architecture's numbers to start from.
+        require_weights: Whether weights must be there. An evaluation says so before it reads the study, whose labels
+            it would otherwise compare with the classes of the shipped facts.
 
     Raises:
-        MedvolError: `BAD_RECORD` for a file that is not a record.
+        MedvolError: `BAD_RECORD` for a file that is not a record; `NO_WEIGHTS`.
     """
+    if require_weights:
+        weights_in(model_dir)
     path = Path(model_dir) / RECORD_FILE
     if not path.is_file() and str(model_dir) == UNTOLD:
         path = _on_module_path(shipped) or path
@@ -189,6 +197,18 @@ def load_weights(network: nn.Module, model_dir: str | Path, record: ModelRecord)
     return network
 
 
+def weights_in(model_dir: str | Path) -> Path:
+    """Return the file of a folder's weights.
+
+    Raises:
+        MedvolError: `NO_WEIGHTS`.
+    """
+    path = Path(model_dir) / WEIGHTS_FILE
+    if not path.is_file():
+        raise MedvolError("NO_WEIGHTS", file=path, found="no trained weights", fix="train the bundle first")
+    return path
+
+
 def read_weights(model_dir: str | Path, record: ModelRecord) -> dict[str, torch.Tensor]:
     """Return the weights that belong to `record` by name.
 
@@ -196,9 +216,7 @@ def read_weights(model_dir: str | Path, record: ModelRecord) -> dict[str, torch.
         MedvolError: `NO_WEIGHTS`, `WEIGHTS_MISMATCH` when file and record do not belong together, `BAD_WEIGHTS` for a
             damaged or foreign file.
     """
-    path = Path(model_dir) / WEIGHTS_FILE
-    if not path.is_file():
-        raise MedvolError("NO_WEIGHTS", file=path, found="no trained weights", fix="train the bundle first")
+    path = weights_in(model_dir)
     if record.weights_sha256 and file_sha256(path) != record.weights_sha256:
         raise MedvolError(
             "WEIGHTS_MISMATCH",

@@ -202,6 +202,18 @@ def test_one_unreadable_case_does_not_stop_the_others_but_the_exit_code(cohort, 
     assert rows[-1]["error"].startswith(("TRUNCATED", "CORRUPT"))
 
 
+def test_an_evaluation_before_training_says_so_before_it_compares_labels(cohort, tmp_path, bundle_run, rows_of):
+    table = tmp_path / "other_classes.csv"
+    other = {"vessel": "ill", "aneurysm": "well"}
+    rows = [f"{cohort.parent / row['image']},{other[row['label']]}" for row in rows_of(cohort)]
+    table.write_text("\n".join(["image,label", *rows]))
+    with pytest.raises(Exception) as wrapped:  # noqa: PT011
+        bundle_run(
+            RESNET, ["train", "evaluate"], tmp_path / "o", dataset_dir=str(table), model_dir=str(tmp_path / "no")
+        )
+    assert find_refusal(wrapped.value).code == "NO_WEIGHTS"
+
+
 def test_inference_before_training_says_so(cohort, tmp_path, predict):
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
         predict(RESNET, tmp_path / "p", cohort, tmp_path / "none")

@@ -47,6 +47,13 @@ def test_missing_weights_say_to_train_first(tmp_path):
         load_weights(network(), tmp_path, ModelRecord(FACTS))
 
 
+def test_where_weights_are_required_their_absence_comes_before_the_shipped_facts(tmp_path):
+    with pytest.raises(MedvolError, match=r"NO_WEIGHTS.*train the bundle first"):
+        load_record(tmp_path, FACTS.as_dict(), require_weights=True)
+    saved = save_model(tmp_path, network(), ModelRecord(FACTS))
+    assert load_record(tmp_path, {}, require_weights=True) == saved
+
+
 def test_one_flipped_byte_in_the_weights_is_noticed(tmp_path):
     record = save_model(tmp_path, network(), ModelRecord(FACTS))
     data = bytearray((tmp_path / "model.pt").read_bytes())
