@@ -253,6 +253,33 @@ def test_a_spacing_that_no_scanner_has_is_a_warning(tmp_path, check):
     assert "a spacing of 1e+06 x 1.5 x 3 mm" in printed
 
 
+def test_volumes_without_contrast_of_one_slice_or_far_from_the_median_spacing_are_warnings(tmp_path, check):
+    spacings = {3: (1.0, 1.5, 30.3), 4: (0.09, 1.5, 3.0), 5: (10.0, 1.5, 3.0)}  # median 1 x 1.5 x 3; c5 is just within
+    rows = ["image,label"]
+    for index in range(9):
+        grey = np.random.default_rng(index).normal(size=(9, 8, 1 if index == 2 else 7)).astype(np.float32)
+        if index == 1:
+            grey[...] = 5.0
+        affine = np.diag([*spacings.get(index, (1.0, 1.5, 3.0)), 1.0])
+        nib.save(nib.Nifti1Image(grey, affine), tmp_path / f"c{index}.nii")
+        rows.append(f"c{index}.nii,{'xy'[index % 2]}")
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    code, found, printed = check(tmp_path / "cases.csv")
+    assert (code, found["refused"]) == (0, set())
+    warned = {("NO_CONTRAST", "c1"), ("ONE_SLICE", "c2"), ("ODD_SPACING", "c3"), ("ODD_SPACING", "c4")}
+    assert found["warning"] == warned
+    assert "all voxels are 5" in printed
+    assert "a volume of 9 x 8 x 1 voxels" in printed
+    assert "a spacing of 1 x 1.5 x 30.3 mm; expected the study's median of 1 x 1.5 x 3 mm, within a factor" in printed
+
+
+def test_a_picture_without_contrast_is_a_warning(pictures, check):
+    case = cases_in(pictures, "train")[0]
+    Image.fromarray(np.full((22, 21), 7, np.uint8)).save(pictures.parent / case["image"])
+    code, found, _ = check(pictures)
+    assert (code, found["warning"]) == (0, {("NO_CONTRAST", case["case"])})
+
+
 def test_the_same_scan_in_two_splits_is_refused_and_within_one_told(tmp_path, check):
     # c0 and c3 (train, val) hold the same voxels in files that differ, c1 and c2 (train) as well; c4 and c5 are empty.
     splits, seeds = ("train", "train", "train", "val", "val", "test"), (0, 1, 1, 0, None, None)
@@ -266,6 +293,7 @@ def test_the_same_scan_in_two_splits_is_refused_and_within_one_told(tmp_path, ch
     code, found, printed = check(tmp_path / "cases.csv")
     assert (code, found["refused"]) == (1, {("LEAK", "c3")})
     assert ("SAME_SCAN", "c2") in found["warning"]
+    assert {("NO_CONTRAST", "c4"), ("NO_CONTRAST", "c5")} <= found["warning"]
     assert "c3.nii.gz: here in val, the same scan as case c0 of train (c0.nii); 1 such pair" in printed
 
 

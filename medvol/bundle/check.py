@@ -17,7 +17,14 @@ import numpy as np
 from monai.transforms import EnsureChannelFirstd, Orientationd, Transform
 from tqdm import tqdm
 
-from medvol.bundle.check_whole import class_and_structure_gaps, columns_to_mend, empty_splits, odd_spacings
+from medvol.bundle.check_whole import (
+    class_and_structure_gaps,
+    columns_to_mend,
+    empty_splits,
+    odd_spacings,
+    single_slices,
+    without_contrast,
+)
 from medvol.bundle.kind import kind_of
 from medvol.bundle.new_choice import require_trainable
 from medvol.bundle.study import TABULAR_FRACTIONS, TABULAR_SEED
@@ -165,7 +172,7 @@ def check_table(
         _check_case(case, study, kind, steps, found)
     if kind == "volumes" and found.sampled:
         found.attempt(lambda: require_one_kind(found.sampled))
-        found.warn_of(odd_spacings(found.sampled))
+        found.warn_of([*odd_spacings(found.sampled), *single_slices(found.sampled)])
     leaks, told = same_scans(scan for scan in found.scans if scan is not None)
     for refusal in leaks:
         found.refuse(refusal)
@@ -233,7 +240,10 @@ def _check_case(case: Case, study: Study, kind: str, steps: Sequence[Transform],
         return
     read = {one: found.attempt(partial(_image, case, one, study, kind), case.case) for one in case.image}
     images = [volume for volume in read.values() if volume is not None]
-    found.scans += [scan_of(case, one, volume.array) for one, volume in read.items() if volume is not None]
+    for one, volume in read.items():
+        if volume is not None:
+            found.scans.append(scan_of(case, one, volume.array))
+            found.warn_of(without_contrast(case.case, one, volume.array))
     item: dict[str, Any] = {"case": case.case, IMAGE: list(case.image)}
     keys, steps = [IMAGE], list(steps)
     if study.task == "segmentation" and case.label is not None:

@@ -1,32 +1,72 @@
-"""What a check finds in a study as a whole, after its files were read: units, splits, classes and structures."""
+"""What a check finds that no reader refuses, once files were read: contrast, units, splits, classes and structures."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from medvol.data.build import class_gaps
 from medvol.data.column_facts import encode_row
 from medvol.data.covariates import column_refusals, fit_columns
 from medvol.data.facts import Sampled
+from medvol.data.same_scans import is_constant
 from medvol.data.study import SPLITS, Study
 from medvol.data.table import items
 from medvol.errors import MedvolError
 
 PLAUSIBLE_MM = (0.001, 100.0)  # from a micrometre to ten times the thickest slice; beyond it a unit is wrong
+MOST_FACTOR = 10.0  # of a study's median: from the thinnest to the thickest slices of CT, 0.5 to 5 mm
 
 
 def odd_spacings(sampled: Sequence[Sampled]) -> Iterator[MedvolError]:
-    """Yield an `ODD_SPACING` for each volume whose header has other units than it says, or is damaged."""
+    """Yield an `ODD_SPACING` for each volume whose header has other units than it says or the others, or is damaged."""
     low, high = PLAUSIBLE_MM
+    spacings = [one.spacing_mm for one in sampled if one.spacing_mm]
+    median = np.median(spacings, axis=0) if spacings else np.ones(3)
     for one in sampled:
-        if one.spacing_mm and not all(low <= step <= high for step in one.spacing_mm):
+        if not one.spacing_mm:
+            continue
+        ratios = np.array(one.spacing_mm) / median
+        if not all(low <= step <= high for step in one.spacing_mm):
+            expected = f"{low:g} to {high:g} mm"
+        elif ratios.max() > MOST_FACTOR or ratios.min() < 1 / MOST_FACTOR:
+            expected = f"the study's median of {_by(median)} mm, within a factor of {MOST_FACTOR:g}"
+        else:
+            continue
+        yield MedvolError(
+            "ODD_SPACING",
+            case=one.case,
+            found=f"a spacing of {_by(one.spacing_mm)} mm",
+            expected=expected,
+            fix="look at the file's units; sizes in mm and ml will be wrong with it",
+        )
+
+
+def single_slices(sampled: Sequence[Sampled]) -> Iterator[MedvolError]:
+    """Yield a `ONE_SLICE` for each volume with an axis of one voxel, which is padded or stretched for a network."""
+    for one in sampled:
+        if min(one.size) == 1:
             yield MedvolError(
-                "ODD_SPACING",
+                "ONE_SLICE",
                 case=one.case,
-                found=f"a spacing of {' x '.join(f'{step:g}' for step in one.spacing_mm)} mm",
-                expected=f"{low:g} to {high:g} mm",
-                fix="look at the file's units; sizes in mm and ml will be wrong with it",
+                found=f"a volume of {_by(one.size)} voxels",
+                expected="several along each axis",
+                fix="see whether slices are missing; a study of single slices is for a bundle for images",
             )
+
+
+def without_contrast(case: str, reference: str, voxels: npt.NDArray[Any]) -> Iterator[MedvolError]:
+    """Yield a `NO_CONTRAST` for an image whose voxels are all equal, in which there is nothing to learn from."""
+    if is_constant(voxels):
+        found = f"all voxels are {float(voxels.flat[0]):g}"
+        yield MedvolError("NO_CONTRAST", case=case, file=reference, found=found, fix="look at the file, or remove it")
+
+
+def _by(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{one:g}" for one in numbers)
 
 
 def empty_splits(study: Study) -> tuple[list[MedvolError], list[MedvolError]]:
