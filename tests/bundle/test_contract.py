@@ -154,7 +154,9 @@ def test_training_and_inference_agree_on_network_preprocessing_and_what_is_shipp
     assert train["network_def"] == inference["network_def"]
     assert train["network"] == inference["network"]
     assert train["inferer"] == inference["inferer"]
-    assert evaluate["record"] == {**inference["record"], "require_weights": True}
+    # A segmentation's study is not read with the record's classes, so that it may be opened before weights are needed.
+    required = {} if bundle.name.endswith("_segmentation") else {"require_weights": True}
+    assert evaluate["record"] == {**inference["record"], **required}
     if bundle.name.endswith("_segmentation"):
         # Patches and whole labelled cases need other steps than prediction; that all three prepare the image alike is
         # tests/transforms/test_masks.py's matter. The network that the planner asks about must be the one trained.
