@@ -320,3 +320,35 @@ def test_a_structure_has_one_value_in_all_masks_that_name_theirs(organs, check, 
     code, found, _ = check(organs)
     assert code == 1
     assert found["refused"] == {("BAD_LABEL", case) for case in swapped}
+
+
+def declare(table, names, **facts):
+    """Declare the names of the mask values 0, 1, ... beside a case table."""
+    told = {"task": "segmentation", "classes": names, "mask_values": list(range(len(names))), **facts}
+    table.with_suffix(".study.json").write_text(json.dumps(told))
+
+
+def findings_of(tmp_path):
+    return json.loads((tmp_path / "findings.json").read_text())["findings"]
+
+
+def test_a_mask_value_that_the_source_does_not_declare_is_refused_in_every_case(organs, check):
+    declare(organs, ["background", "a", "b"])  # the phantom of this size holds 1 to 3
+    with organs.open(newline="") as stream:
+        names = [row["case"] for row in csv.DictReader(stream)]
+    code, found, printed = check(organs)
+    assert code == 1
+    assert found["refused"] == {("UNKNOWN_LABEL", name) for name in names}
+    assert "the mask value 3; expected 0 background, 1 a, 2 b" in printed
+
+
+def test_two_values_of_one_name_and_a_structure_in_no_training_mask_are_found(organs, tmp_path, check):
+    declare(organs, ["background", "lesion", "b", "lesion"])
+    code, found, printed = check(organs)
+    assert (code, found["refused"]) == (1, {("BAD_VALUE", "")})
+    assert "the structure 'lesion' for the mask values 1, 3" in printed
+    declare(organs, ["background", "a", "b", "c", "never"])
+    code, found, _ = check(organs)
+    assert (code, found["refused"]) == (0, set())
+    told = [one["found"] for one in findings_of(tmp_path) if one["code"] == "CLASS_MISSING"]
+    assert told == ["no training mask holds 'never' (value 4): it cannot be learnt"]

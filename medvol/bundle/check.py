@@ -23,6 +23,7 @@ from medvol.bundle.check_whole import (
     empty_splits,
     odd_spacings,
     single_slices,
+    structures_to_mend,
     without_contrast,
 )
 from medvol.bundle.kind import kind_of
@@ -286,15 +287,21 @@ def _mask(case: Case, steps: Sequence[Transform]) -> LabelMap:
 
 def _check_values(study: Study, found: _Found) -> None:
     """Refuse masks of val and test with values that no training mask has, and structures with two values."""
+    train = [found.names.get(case.case, {}) for case in study.cases if case.split == "train"]
+    named = {value: name for names in reversed(train) for value, name in names.items()}
+    refused, idle = structures_to_mend(study, found.values, named)
+    for refusal in refused:
+        found.refuse(refusal)
+    found.warn_of(idle)
+    undeclared = {one.case for one in refused}
     known = _values(study, found, "train")
     if known:
         found.attempt(partial(require_any_structure, known, study))
     for case in study.cases:
         values = found.values.get(case.case, ())
-        if known and values and case.split != "train":
-            known_values = sorted({0, *known})
+        if known and values and case.split != "train" and case.case not in undeclared:
+            known_values = sorted({0, *known, *study.mask_values})
             found.attempt(partial(class_indices, np.array(values), known_values, case=case.case))
-    train = [found.names.get(case.case, {}) for case in study.cases if case.split == "train"]
     value_of = {name.casefold(): value for names in reversed(train) for value, name in names.items()}
     for name, names in found.names.items():
         found.attempt(partial(require_structures, names, np.array(found.values[name]), value_of), name)

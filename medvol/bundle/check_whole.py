@@ -13,9 +13,11 @@ from medvol.data.column_facts import encode_row
 from medvol.data.covariates import column_refusals, fit_columns
 from medvol.data.facts import Sampled
 from medvol.data.same_scans import is_constant
+from medvol.data.structures import name_structures, require_declared
 from medvol.data.study import SPLITS, Study
 from medvol.data.table import items
 from medvol.errors import MedvolError
+from medvol.training.plan_words import absent_structures
 
 PLAUSIBLE_MM = (0.001, 100.0)  # from a micrometre to ten times the thickest slice; beyond it a unit is wrong
 MOST_FACTOR = 10.0  # of a study's median: from the thinnest to the thickest slices of CT, 0.5 to 5 mm
@@ -106,6 +108,39 @@ def columns_to_mend(study: Study) -> tuple[list[MedvolError], list[MedvolError]]
     return refused, idle
 
 
+def structures_to_mend(
+    study: Study, values_of: Mapping[str, Collection[int]], named: Mapping[int, str]
+) -> tuple[list[MedvolError], list[MedvolError]]:
+    """Return what a segmentation is refused for because of its masks' values, and which structures cannot be learnt.
+
+    Args:
+        study: Split.
+        values_of: Values in the mask of each case; () for a mask that was refused.
+        named: Structures by value, as masks from DICOM name them.
+    """
+    refused: list[MedvolError] = []
+    for case, values in values_of.items():
+        try:
+            require_declared(dict.fromkeys(values, case), study)
+        except MedvolError as refusal:
+            refused.append(refusal)
+    train = {value for case in study.cases if case.split == "train" for value in values_of.get(case.case, ())}
+    if not train:
+        return refused, []
+    try:  # as the planner names them
+        values, classes = name_structures(
+            sorted(train),
+            study.classes,
+            {} if study.classes else named,
+            mask_values=study.mask_values,
+            file=study.source,
+        )
+    except MedvolError as refusal:
+        return [*refused, refusal], []
+    gaps = absent_structures(train, values, classes)
+    return refused, [_class_missing(study, gap, "add cases, or take it out of the labels") for gap in gaps]
+
+
 def class_and_structure_gaps(study: Study, values: Mapping[str, Collection[int]]) -> Iterator[MedvolError]:
     """Yield a `CLASS_MISSING` for each class that a split lacks, and each structure of the training masks.
 
@@ -122,6 +157,8 @@ def class_and_structure_gaps(study: Study, values: Mapping[str, Collection[int]]
             if values[split] and value not in values[split]
         ]
     for gap in gaps:
-        yield MedvolError(
-            "CLASS_MISSING", file=study.source, found=gap, fix="it can be neither learnt nor measured there; add cases"
-        )
+        yield _class_missing(study, gap, "it can be neither learnt nor measured there; add cases")
+
+
+def _class_missing(study: Study, gap: str, fix: str) -> MedvolError:
+    return MedvolError("CLASS_MISSING", file=study.source, found=gap, fix=fix)

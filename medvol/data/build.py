@@ -53,6 +53,7 @@ def build_study(draft: Draft, options: Options) -> Study:
         laterality_matters=next(value for value in laterality if value is not None),
         source=draft.source,
         notes=(*draft.notes, *dropped, *spelt, *labels.notes, *_patient_note(draft.rows)),
+        mask_values=draft.mask_values if labels.task == "segmentation" and not options.classes else (),
     )
     check_study(
         study,

@@ -56,6 +56,7 @@ class LabelFacts:
         cases: Masks that hold it.
         volume_ml: In all masks together, millilitres; None without a geometry.
         name: As masks from DICOM name it; empty for other masks.
+        first_case: The first case whose mask holds it, for messages.
     """
 
     value: int
@@ -63,6 +64,7 @@ class LabelFacts:
     cases: int
     volume_ml: float | None
     name: str = ""
+    first_case: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
     holding: Counter[int] = Counter()
     volumes_ml: Counter[int] = Counter()
     names: dict[int, str] = {}
+    first_case: dict[int, str] = {}
     sampled, pooled = [], []
     for case in tqdm(cases, desc="Reading the training split", unit="case", disable=not show_progress):
         label = _read_mask(case)
@@ -134,6 +137,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
         found = value_counts(mask.array, case=case.case)
         counts.update(found)
         holding.update(found.keys())
+        first_case = dict.fromkeys(found, case.case) | first_case
         voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
         volumes_ml.update({value: number * voxel_ml for value, number in found.items()})
         _require_few(counts, case.case)
@@ -155,6 +159,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
                 holding[value],
                 float(volumes_ml[value]) if has_geometry else None,
                 names.get(value, ""),
+                first_case[value],
             )
             for value in sorted(counts)
         ),

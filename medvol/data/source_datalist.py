@@ -8,6 +8,7 @@ from typing import Any
 from medvol.data.build import SPLIT_WORDS, lists_to_splits
 from medvol.data.labels import as_number
 from medvol.data.paths import has_image_suffix, resolve
+from medvol.data.structures import BACKGROUND
 from medvol.data.study import Draft, Label, Options, Row, Task
 from medvol.errors import MedvolError, nearest
 
@@ -40,7 +41,6 @@ def read_datalist(path: Path, document: dict[str, Any], options: Options) -> Dra
             or "write a case table",
         )
     splits = lists_to_splits(list(lists))
-    names = _structure_names(document.get("labels"))
     rows: list[Row] = []
     hidden = 0
     for name, entries in lists.items():
@@ -53,7 +53,9 @@ def read_datalist(path: Path, document: dict[str, Any], options: Options) -> Dra
             else:
                 rows.append(row)
     segmentation = _holds_masks(rows)
+    names = _names_by_value(document.get("labels"))
     if names and not segmentation:
+        names = {value: names.get(value, str(value)) for value in range(max(names) + 1)}
         rows = [_named(row, names) for row in rows]
     channels = _channels(document, rows)
     task: Task | None = "segmentation" if segmentation else None
@@ -68,7 +70,8 @@ def read_datalist(path: Path, document: dict[str, Any], options: Options) -> Dra
         source=str(path),
         folder=str(path.parent),
         channels=channels,
-        classes=tuple(names.values()) if names else (),
+        classes=tuple(names.values()),
+        mask_values=tuple(names),
         task=task,
         drop_unlabelled=any(SPLIT_WORDS[name] == "test" for name in lists),
         notes=tuple(notes),
@@ -108,8 +111,8 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _structure_names(labels: Any) -> dict[int, str]:
-    """Return the name of each value 0..n; MSD maps values to names, nnU-Net names to values. Gaps keep their number."""
+def _names_by_value(labels: Any) -> dict[int, str]:
+    """Return the name of each value, ascending, 0 included; MSD maps values to names, nnU-Net names to values."""
     if not isinstance(labels, dict):
         return {}
     named: dict[int, str] = {}
@@ -118,7 +121,7 @@ def _structure_names(labels: Any) -> dict[int, str]:
         if number is None or not isinstance(name, str) or not 0 <= number < 65536:
             return {}
         named[int(number)] = name
-    return {value: named.get(value, str(value)) for value in range(max(named) + 1)} if named else {}
+    return dict(sorted(({0: BACKGROUND} | named).items())) if named else {}
 
 
 def _holds_masks(rows: list[Row]) -> bool:

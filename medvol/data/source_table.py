@@ -14,7 +14,7 @@ from medvol.data.paths import has_image_suffix, resolve
 from medvol.data.study import TASKS, Draft, Label, Options, Row
 from medvol.errors import MedvolError, nearest
 
-FACTS = ("classes", "task", "laterality_matters")
+FACTS = ("classes", "task", "laterality_matters", "mask_values")
 """What a JSON table, or the `.study.json` beside a CSV table, may say about the whole study."""
 
 
@@ -251,14 +251,22 @@ def _flatten(row: dict[str, Any], image_column: str, index: int, path: Path) -> 
 
 
 def _checked_facts(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    classes, task, laterality = (facts.get(name) for name in FACTS)
+    classes, task, laterality, mask_values = (facts.get(name) for name in FACTS)
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise _bad_json(path, "classes that are not a list of texts")
     if task is not None and task not in TASKS:
         raise _bad_json(path, f"task '{task}'", nearest(str(task), TASKS))
     if laterality is not None and not isinstance(laterality, bool):
         raise _bad_json(path, f"laterality_matters {laterality!r}", "write true or false")
-    return {"classes": tuple(classes or ()), "task": task, "laterality_matters": laterality}
+    whole = isinstance(mask_values, list) and all(type(one) is int and one >= 0 for one in mask_values)
+    if mask_values is not None and not (whole and len(mask_values) == len(classes or ())):
+        raise _bad_json(path, "mask_values that are not a whole number for each of the classes")
+    return {
+        "classes": tuple(classes or ()),
+        "task": task,
+        "laterality_matters": laterality,
+        "mask_values": tuple(mask_values or ()),
+    }
 
 
 def _bad_json(path: Path, found: str, fix: str = "") -> MedvolError:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from medvol.data.study import Study
 from medvol.errors import MedvolError
 
 BACKGROUND = "background"
@@ -17,41 +19,84 @@ _SIDES = {"left": "right", "lh": "rh"}  # lh and rh: FreeSurfer's hemispheres; a
 
 
 def name_structures(
-    found: Sequence[int], declared: Sequence[str] = (), structures: Structures = ()
+    found: Sequence[int],
+    declared: Sequence[str] = (),
+    structures: Structures = (),
+    *,
+    mask_values: Sequence[int] = (),
+    file: str = "",
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return the mask values of all classes, ascending from the background's 0, and their names.
 
-    What the user states comes first, then what the source declares (its index is the mask value, as in MSD), then
-    `label_<value>`. Where masks hold values beyond the declared names and there are as many names as values, as in a
-    mask of 0 and 255 with two names, they are taken in order. A declared structure that no mask shows stays a class, so
-    that a test case may have it.
+    What the user states comes first, then what the source declares, then `label_<value>`. A name that the source gives
+    to a value stays with it. Of names in a list the index is the value; where masks hold values beyond them and there
+    are as many names as values, as in a mask of 0 and 255 with two names, they are taken in order. A declared structure
+    that no mask shows stays a class, so that a test case may have it.
 
     Args:
         found: Distinct values of the training masks.
         declared: Names that the source gives, background first.
         structures: Names that the user gives.
+        mask_values: The value of each declared name, where the source gives them; empty for a list of names.
+        file: The source, for messages.
 
     Raises:
         MedvolError: `BAD_VALUE` for names that do not fit the values, or that are given twice.
     """
     values = sorted({0, *found})
-    if max(values) >= len(declared) == len(values):
-        names = dict(zip(values, declared, strict=True))
-    else:
-        names = dict(enumerate(declared))
-    names |= _stated(values, structures)
+    stated = _stated(values, structures)
+    names = _declared(values, declared, mask_values)
+    shown = set(values) - {0}
+    if shown <= stated.keys() and not shown <= names.keys():
+        names = {}  # the user names all that there is, the source does not: it describes other masks
+    names |= stated
     names[0] = BACKGROUND
     values = sorted({*values, *names})
     result = tuple(names.get(value, f"label_{value}") for value in values)
     twice = sorted({name for name in result if result.count(name) > 1})
     if twice:
+        of_it = [value for value, name in zip(values, result, strict=True) if name == twice[0]]
         raise MedvolError(
             "BAD_VALUE",
-            found=f"the structure '{twice[0]}' for more than one mask value",
+            file=file,
+            found=f"the structure '{twice[0][:40]}' for the mask values {', '.join(map(str, of_it[:4]))}",
             expected="a name for each",
             fix=f"'{BACKGROUND}' is value 0" if BACKGROUND in twice else "correct structures, or the source's labels",
         )
     return tuple(values), result
+
+
+def require_declared(case_of: Mapping[int, str], study: Study, structures: Structures = ()) -> None:
+    """Refuse a mask value that a source which names structures by value does not name.
+
+    It would train as a structure that nobody described; most often it is a slip of the pen in some of the masks.
+
+    Args:
+        case_of: The values found, and a case whose mask holds it.
+        study: What the source declares.
+        structures: Names that the user gives: a list names all values, a mapping those that it holds.
+
+    Raises:
+        MedvolError: `UNKNOWN_LABEL` with the lowest such value.
+    """
+    in_order = bool(structures) and not isinstance(structures, Mapping)
+    if not study.mask_values or in_order:
+        return
+    known = {0, *study.mask_values, *_stated((), structures)}
+    strange = sorted(case_of.keys() - known)
+    if not strange:
+        return
+    case = case_of[strange[0]]
+    declared = [f"{value} {name[:16]}" for value, name in zip(study.mask_values, study.classes, strict=True)]
+    more = f" ... ({len(declared)} values)" if len(declared) > 5 else ""
+    raise MedvolError(
+        "UNKNOWN_LABEL",
+        case=case,
+        file=next((str(one.label) for one in study.cases if one.case == case), study.source),
+        found=f"the mask value {strange[0]}",
+        expected=f"{', '.join(declared[:5])}{more}",
+        fix=f"correct the mask, or the labels in {Path(study.source).name[:30] or 'the source'}",
+    )
 
 
 def find_mirror_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -70,6 +115,15 @@ def _other_side(name: str) -> str:
     words = re.split(r"([^a-z0-9]+)", name)
     swapped = [_SIDES.get(word, word) for word in words]
     return "".join(swapped) if swapped != words else ""
+
+
+def _declared(values: Sequence[int], names: Sequence[str], mask_values: Sequence[int]) -> dict[int, str]:
+    """Return the source's names by value."""
+    if mask_values:
+        return dict(zip(mask_values, names, strict=True))
+    if max(values) >= len(names) == len(values):
+        return dict(zip(values, names, strict=True))
+    return dict(enumerate(names))
 
 
 def _stated(values: Sequence[int], structures: Structures) -> dict[int, str]:

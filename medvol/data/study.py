@@ -52,6 +52,8 @@ class Study:
         laterality_matters: Whether mirroring left and right could change the label.
         source: The path it was read from.
         notes: What was assumed, chosen or left out while reading, one sentence each.
+        mask_values: Segmentation: the mask value of each class, where the source gives the names by value; () where it
+            gives none, or names in order.
     """
 
     cases: tuple[Case, ...]
@@ -61,12 +63,15 @@ class Study:
     laterality_matters: bool = True
     source: str = ""
     notes: tuple[str, ...] = ()
+    mask_values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {TASKS}, got {self.task!r}")
         if self.task == "unlabelled" and any(case.label is not None for case in self.cases):
             raise ValueError("an unlabelled study holds cases with labels")
+        if self.mask_values and len(self.mask_values) != len(self.classes):
+            raise ValueError(f"{len(self.mask_values)} mask values for {len(self.classes)} classes")
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Draft:
         laterality_matters: Where the source or common knowledge of it says.
         drop_unlabelled: Rows without a label belong to the format (a challenge's test list) and are left out quietly.
         notes: What was assumed, chosen or left out.
+        mask_values: The mask value of each of `classes` where the source gives them by value.
     """
 
     rows: tuple[Row, ...]
@@ -117,6 +123,7 @@ class Draft:
     laterality_matters: bool | None = None
     drop_unlabelled: bool = False
     notes: tuple[str, ...] = ()
+    mask_values: tuple[int, ...] = ()
 
 
 def raise_refusal(refusal: MedvolError) -> None:

@@ -146,7 +146,13 @@ def write_table(study: Study, path: str | Path) -> None:
         ]
         writer.writerow([*cells, *(_cell(case.covariates.get(name)) for name in names)])
     task = None if study.task == "unlabelled" else study.task  # labels that are added later must count
-    facts = {"task": task, "classes": list(study.classes), "laterality_matters": study.laterality_matters}
+    facts: dict[str, Any] = {
+        "task": task,
+        "classes": list(study.classes),
+        "laterality_matters": study.laterality_matters,
+    }
+    if study.mask_values:
+        facts["mask_values"] = list(study.mask_values)
     write_text(sidecar_of(path), json.dumps(facts, indent=4, ensure_ascii=False))
     write_text(path, text.getvalue())
 

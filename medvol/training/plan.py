@@ -18,7 +18,7 @@ import torch
 
 from medvol.data.facts import Facts, three_of
 from medvol.data.fingerprint import Fingerprint, take_fingerprint
-from medvol.data.structures import Structures, find_mirror_pairs, name_structures
+from medvol.data.structures import Structures, find_mirror_pairs, name_structures, require_declared
 from medvol.data.study import Study
 from medvol.errors import MedvolError, require_choice
 from medvol.training.budget import SMALLEST_BATCH, Fit, MakeNetwork, Problem, largest_batch, largest_fit
@@ -166,8 +166,9 @@ def plan_segmentation(  # noqa: PLR0913 - one keyword per number that a user may
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        MedvolError: What `take_fingerprint` finds; `UNKNOWN_OPTION` or `BAD_VALUE` for options; `BAD_PATCH_SIZE` and
-            the like for a size that the network does not take; `TOO_LARGE` for a step that does not fit.
+        MedvolError: What `take_fingerprint` finds; `UNKNOWN_LABEL` for a mask value that the source does not declare;
+            `UNKNOWN_OPTION` or `BAD_VALUE` for options; `BAD_PATCH_SIZE` and the like for a size that the network does
+            not take; `TOO_LARGE` for a step that does not fit.
     """
     options = PlanOptions(
         spatial_size=spatial_size,
@@ -218,7 +219,11 @@ def make_plan(study: Study, fingerprint: Fingerprint, make_network: MakeNetwork,
     # Masks from DICOM name their structures; what the user or the source says comes first.
     named = {} if study.classes else {one.value: one.name for one in fingerprint.labels if one.name}
     structures = options.structures or named
-    values, classes = name_structures([one.value for one in fingerprint.labels], study.classes, structures)
+    first_case = {one.value: one.first_case for one in fingerprint.labels}
+    require_declared(first_case, study, structures)
+    values, classes = name_structures(
+        list(first_case), study.classes, structures, mask_values=study.mask_values, file=study.source
+    )
     pairs = find_mirror_pairs(classes)
     problem = Problem(make_network, len(study.channels), len(classes), spacing)
     fit, seconds, reasons = _fit(problem, fingerprint, options)
@@ -256,7 +261,7 @@ def make_plan(study: Study, fingerprint: Fingerprint, make_network: MakeNetwork,
         reasons=reasons,
         predicted_memory_gb=fit.memory.total_gb,
         minutes=None if seconds is None else minutes_of(epochs * max(1, patches // fit.batch_size), seconds),
-        notes=(*fingerprint.notes, *absent_structures(fingerprint, values, classes)),
+        notes=(*fingerprint.notes, *absent_structures(first_case, values, classes)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from medvol.data.fingerprint import Fingerprint
 from medvol.training.budget import BATCH_SHARE, LARGEST_BATCH, Fit
@@ -53,9 +53,8 @@ def why_fit(
     }
 
 
-def absent_structures(fingerprint: Fingerprint, values: Sequence[int], classes: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence for every class that no training mask shows."""
-    shown = {one.value for one in fingerprint.labels}
+def absent_structures(shown: Collection[int], values: Sequence[int], classes: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for every class that no training mask shows, given the values that they hold."""
     for value, name in zip(values, classes, strict=True):
         if value and value not in shown:
             yield f"no training mask holds '{name}' (value {value}): it cannot be learnt"

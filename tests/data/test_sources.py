@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medvol.data import Study, assign_splits, items, open_study
+from medvol.data import Study, assign_splits, items, open_study, write_table
 from medvol.data.array_roles import role
 from medvol.data.medmnist import MEDMNIST
 from medvol.errors import MESSAGE_LIMIT, MedvolError
@@ -310,7 +310,12 @@ def test_hidden_files_in_a_list_are_ignored(tmp_path: Path) -> None:
 
 def test_names_of_structures_may_also_map_to_values(tmp_path: Path) -> None:
     study = open_study(str(decathlon(tmp_path, labels={"background": 0, "edema": 1, "core": 3})))
-    assert study.classes == ("background", "edema", "2", "core")
+    assert (study.classes, study.mask_values) == (("background", "edema", "core"), (0, 1, 3))
+    write_table(study, tmp_path / "cases.csv")
+    again = open_study(str(tmp_path / "cases.csv"))
+    assert (again.classes, again.mask_values) == (study.classes, study.mask_values)
+    named = open_study(str(tmp_path / "dataset.json"), classes=("background", "a", "b"))
+    assert (named.classes, named.mask_values) == (("background", "a", "b"), ())
 
 
 def test_channels_of_a_4d_file_are_named_by_the_source(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import nibabel as nib
@@ -298,6 +299,16 @@ def test_the_body_phantom_is_planned_from_its_training_split(tmp_path):
     assert plan.notes == ("no training mask holds 'never' (value 5): it cannot be learnt",)
     training = Study(tuple(case for case in study.cases if case.split == "train"), "segmentation", study.classes)
     assert plan_segmentation(training, SMALL, show_progress=False) == plan
+
+
+def test_a_value_that_the_source_does_not_declare_is_refused_with_its_first_case(tmp_path):
+    study = open_study(str(segmentation_cohort(tmp_path / "cohort", patients=6, size=(18, 17, 16))))
+    study = replace(study, classes=("background", "a", "b"), mask_values=(0, 1, 2))
+    first = next(case for case in study.cases if case.split == "train")
+    with pytest.raises(
+        MedvolError, match=rf"UNKNOWN_LABEL: case {first.case}, .*the mask value 3; expected 0 background"
+    ):
+        plan_segmentation(study, SMALL, show_progress=False)
 
 
 def test_several_channels_and_a_single_case_are_planned_for(tmp_path):
