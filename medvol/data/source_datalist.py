@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from medvol.data.build import SPLIT_WORDS, lists_to_splits
+from medvol.data.declared import names_by_value, structures_by_value
 from medvol.data.labels import as_number
 from medvol.data.paths import has_image_suffix, resolve
-from medvol.data.structures import BACKGROUND
 from medvol.data.study import Draft, Label, Options, Row, Task
 from medvol.errors import MedvolError, nearest
 
@@ -53,7 +53,8 @@ def read_datalist(path: Path, document: dict[str, Any], options: Options) -> Dra
             else:
                 rows.append(row)
     segmentation = _holds_masks(rows)
-    names = _names_by_value(document.get("labels"))
+    declared = document.get("labels")
+    names = structures_by_value(declared, path, options) if segmentation else names_by_value(declared)
     if names and not segmentation:
         names = {value: names.get(value, str(value)) for value in range(max(names) + 1)}
         rows = [_named(row, names) for row in rows]
@@ -109,19 +110,6 @@ def _label(value: Any, where: str, path: Path) -> Label:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
-
-
-def _names_by_value(labels: Any) -> dict[int, str]:
-    """Return the name of each value, ascending, 0 included; MSD maps values to names, nnU-Net names to values."""
-    if not isinstance(labels, dict):
-        return {}
-    named: dict[int, str] = {}
-    for key, value in labels.items():
-        number, name = (as_number(key), value) if as_number(key) is not None else (as_number(value), key)
-        if number is None or not isinstance(name, str) or not 0 <= number < 65536:
-            return {}
-        named[int(number)] = name
-    return dict(sorted(({0: BACKGROUND} | named).items())) if named else {}
 
 
 def _holds_masks(rows: list[Row]) -> bool:

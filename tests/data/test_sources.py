@@ -318,6 +318,31 @@ def test_names_of_structures_may_also_map_to_values(tmp_path: Path) -> None:
     assert (named.classes, named.mask_values) == (("background", "a", "b"), ())
 
 
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ({"background": 0, "whole": [1, 2], "core": 2}, "the region 'whole' of the values 1, 2"),
+        ({"background": 0, "core": 1, "ignore": 2}, "the label 'ignore' of value 2"),
+        ({"0": "background", "1": "core", "2": "Ignore"}, "the label 'Ignore' of value 2"),
+        ({"background": 0, "core": 1.5}, "the label 'core': 1.5"),
+        ({"background": 0, "core": -1}, "the label 'core': -1"),
+        ({"background": 0, "core": None}, "the label 'core': None"),
+        ({"background": 0, "core": 1, "edema": 1}, "the names 'core' and 'edema' of value 1"),
+    ],
+)
+def test_labels_that_are_no_single_structure_are_refused_by_name(
+    tmp_path: Path, labels: dict[str, object], found: str
+) -> None:
+    refusal = refused("BAD_TABLE", decathlon(tmp_path, labels=labels))
+    assert refusal.found == found
+    assert refusal.file.endswith("dataset.json")
+    told: list[MedvolError] = []
+    study = open_study(str(tmp_path), report=told.append)
+    assert (study.task, study.mask_values) == ("segmentation", ())
+    assert [one.code for one in told] == ["BAD_TABLE"]
+    assert len(open_study(str(tmp_path), require_label=False).cases) == 4  # to predict, no names are needed
+
+
 def test_channels_of_a_4d_file_are_named_by_the_source(tmp_path: Path) -> None:
     study = open_study(str(decathlon(tmp_path, modality={"0": "FLAIR", "1": "T1w"})))
     assert (study.channels, len(study.cases[0].image)) == (("FLAIR", "T1w"), 1)
