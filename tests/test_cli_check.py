@@ -352,3 +352,17 @@ def test_two_values_of_one_name_and_a_structure_in_no_training_mask_are_found(or
     assert (code, found["refused"]) == (0, set())
     told = [one["found"] for one in findings_of(tmp_path) if one["code"] == "CLASS_MISSING"]
     assert told == ["no training mask holds 'never' (value 4): it cannot be learnt"]
+
+
+def test_masks_without_a_structure_beside_others_are_a_warning_with_their_number(organs, tmp_path, check):
+    train = [row["case"] for row in cases_in(organs, "train")][:2]
+    with organs.open(newline="") as stream:
+        masks = {row["case"]: organs.parent / row["label"] for row in csv.DictReader(stream)}
+    for case in train:
+        mask = nib.load(masks[case])
+        nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine), masks[case])
+    code, found, _ = check(organs)
+    assert (code, found["refused"]) == (0, set())
+    told = [one for one in findings_of(tmp_path) if one["code"] == "EMPTY_MASK"]
+    assert [(one["severity"], one["case"], one["details"]) for one in told] == [("warning", train[0], train)]
+    assert told[0]["found"] == f"2 of {len(masks)} masks hold nothing but 0, this is the first"

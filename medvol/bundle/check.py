@@ -30,8 +30,9 @@ from medvol.bundle.kind import kind_of
 from medvol.bundle.new_choice import require_trainable
 from medvol.bundle.study import TABULAR_FRACTIONS, TABULAR_SEED
 from medvol.data.facts import Facts, Sampled, measured, read_3d, require_one_kind
-from medvol.data.fingerprint import require_any_structure, value_counts
+from medvol.data.fingerprint import require_any_structure
 from medvol.data.image_facts import COLOURS, read_case
+from medvol.data.mask_values import value_counts
 from medvol.data.same_scans import Scan, same_scans, scan_of
 from medvol.data.sources import open_study
 from medvol.data.splits import FRACTIONS, assign_splits
@@ -251,7 +252,7 @@ def _check_case(case: Case, study: Study, kind: str, steps: Sequence[Transform],
         item[MASK], keys = str(case.label), [IMAGE, MASK]
         label: LabelMap | None = found.attempt(partial(_mask, case, steps), case.case)
         read[item[MASK]] = mask = label and label.volume
-        counts = mask and found.attempt(partial(value_counts, mask.array, case=case.case), case.case)
+        counts = mask and found.attempt(partial(value_counts, mask.array, case=case.case, file=item[MASK]), case.case)
         found.values[case.case] = tuple(sorted(counts or ()))
         found.names[case.case] = dict(label.names) if label else {}
     elif study.task == "segmentation":

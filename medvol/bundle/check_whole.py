@@ -124,9 +124,10 @@ def structures_to_mend(
             require_declared(dict.fromkeys(values, case), study)
         except MedvolError as refusal:
             refused.append(refusal)
+    told = list(_empty_masks(values_of, study))
     train = {value for case in study.cases if case.split == "train" for value in values_of.get(case.case, ())}
     if not train:
-        return refused, []
+        return refused, told
     try:  # as the planner names them
         values, classes = name_structures(
             sorted(train),
@@ -136,9 +137,24 @@ def structures_to_mend(
             file=study.source,
         )
     except MedvolError as refusal:
-        return [*refused, refusal], []
+        return [*refused, refusal], told
     gaps = absent_structures(train, values, classes)
-    return refused, [_class_missing(study, gap, "add cases, or take it out of the labels") for gap in gaps]
+    return refused, [*told, *(_class_missing(study, gap, "add cases, or take it out of the labels") for gap in gaps)]
+
+
+def _empty_masks(values_of: Mapping[str, Collection[int]], study: Study) -> Iterator[MedvolError]:
+    """Yield one `EMPTY_MASK` for all masks without a structure beside others that have one."""
+    read = {case: set(values) for case, values in values_of.items() if values}
+    empty = [case for case, values in read.items() if values == {0}]
+    if empty and len(empty) < len(read):
+        yield MedvolError(
+            "EMPTY_MASK",
+            case=empty[0],
+            file=next((str(case.label) for case in study.cases if case.case == empty[0]), ""),
+            found=f"{len(empty)} of {len(read)} masks hold nothing but 0, this is the first",
+            fix="keep them if these cases have no structure; else correct the masks",
+            details=empty[:10],
+        )
 
 
 def class_and_structure_gaps(study: Study, values: Mapping[str, Collection[int]]) -> Iterator[MedvolError]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from medvol.data.facts import Sampled, measured, read_3d, require_one_kind, spread, training_cases
+from medvol.data.mask_values import MOST_VALUES, bad_mask, has_rounding_errors, value_counts
 from medvol.data.study import Case, Study
 from medvol.data.table import require_images, require_task
 from medvol.errors import MedvolError
@@ -28,7 +29,10 @@ Array = npt.NDArray[Any]
 PERCENT = (0.5, 50.0, 99.5)  # nnU-Net's limits of a CT window, and the median for the reader
 FOREGROUND_VOXELS = 10_000  # per case, as nnU-Net takes them: large structures and cases do not outweigh the others
 WHOLE_VOXELS = 2**20
-MOST_VALUES = 255  # class indices are kept in 8 bits
+
+EMPTY = "{} hold nothing but 0, first in case {}: no grey values taken inside"
+ELSEWHERE = "{} are on another grid than their image, first in case {}: no grey values taken inside"
+ROUNDED = "{} hold values a little off whole numbers, first in case {}: they are rounded"
 
 
 @dataclass(frozen=True)
@@ -129,12 +133,15 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
     volumes_ml: Counter[int] = Counter()
     names: dict[int, str] = {}
     first_case: dict[int, str] = {}
+    noted: dict[str, list[str]] = {EMPTY: [], ELSEWHERE: [], ROUNDED: []}
     sampled, pooled = [], []
     for case in tqdm(cases, desc="Reading the training split", unit="case", disable=not show_progress):
         label = _read_mask(case)
         _require_one_name(names, label.names, case.case)
         mask = label.volume
-        found = value_counts(mask.array, case=case.case)
+        found = value_counts(mask.array, case=case.case, file=str(case.label))
+        if has_rounding_errors(mask.array):
+            noted[ROUNDED].append(case.case)
         counts.update(found)
         holding.update(found.keys())
         first_case = dict.fromkeys(found, case.case) | first_case
@@ -145,6 +152,8 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
             one, inside = _sample(case, mask, len(study.channels))
             sampled.append(one)
             pooled.append(inside)
+            if one.foreground is None:
+                noted[ELSEWHERE if found.keys() - {0} else EMPTY].append(case.case)
     has_geometry = require_one_kind([volume for one in sampled for volume in one.volumes])
     require_any_structure(counts, study)
     inside = np.concatenate(pooled)
@@ -164,36 +173,8 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
             for value in sorted(counts)
         ),
         has_geometry=has_geometry,
-        notes=tuple(_notes(sampled)),
+        notes=tuple(_notes(noted, len(sampled), len(cases))),
     )
-
-
-def value_counts(mask: Array, *, case: str) -> dict[int, int]:
-    """Return how often a mask holds each of its values.
-
-    Args:
-        mask: Any shape; whole numbers from 0 on, whatever the type.
-        case: For the message.
-
-    Raises:
-        MedvolError: `BAD_LABEL`.
-    """
-    counts: Counter[int] = Counter()
-    for slab in _slabs(mask):
-        if slab.dtype.kind == "f" and not np.equal(np.mod(slab, 1), 0).all():  # NaN and infinity are unequal as well
-            odd = slab[~np.equal(np.mod(slab, 1), 0)]
-            raise _bad_mask(case, f"a mask with the value {odd.flat[0]:g}")
-        low, high = int(slab.min()), int(slab.max())
-        if low < 0:
-            raise _bad_mask(case, f"a mask with the value {low}")
-        if high < 2**16:
-            number = np.bincount(slab.astype(np.intp).ravel(order="K"))
-            values = np.flatnonzero(number)
-            counts.update(dict(zip(values.tolist(), number[values].tolist(), strict=True)))
-        else:
-            values, number = np.unique(slab, return_counts=True)
-            counts.update({int(value): int(count) for value, count in zip(values, number, strict=True)})
-    return dict(counts)
 
 
 def _read_mask(case: Case) -> LabelMap:
@@ -225,18 +206,10 @@ def _require_one_name(names: dict[int, str], found: Mapping[int, str], case: str
             )
 
 
-def _slabs(array: Array) -> Iterator[Array]:
-    """Yield slices of a volume that are contiguous in memory: whole volumes would be copied several times over."""
-    if not array.ndim:
-        yield array
-        return
-    yield from np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
-
-
 def _sample(case: Case, mask: Volume, channels: int) -> tuple[SampledCase, Array]:
     """Return what the images of a case say, and up to `FOREGROUND_VOXELS` grey values inside its structures."""
     volumes, wholes, insides = [], [], []
-    inside = _in_ras_order(mask)[0] > 0
+    inside = _in_ras_order(mask)[0] > 0.5  # 0 and a rounding error is background
     for reference in case.image:
         image = read_3d(case.case, reference, channels=len(case.image) < channels)
         volumes.append(measured(case.case, image))
@@ -270,7 +243,7 @@ def _percentiles(values: Array) -> tuple[float, ...]:
 
 def _require_few(counts: Counter[int], case: str) -> None:
     if len(counts) > MOST_VALUES:
-        raise _bad_mask(case, f"{len(counts)} distinct values in the masks up to this one", "is it an image?")
+        raise bad_mask(case, f"{len(counts)} distinct values in the masks up to this one", "is it an image?")
 
 
 def require_any_structure(counts: Counter[int], study: Study) -> None:
@@ -289,17 +262,9 @@ def require_any_structure(counts: Counter[int], study: Study) -> None:
         )
 
 
-def _notes(sampled: Sequence[SampledCase]) -> Iterator[str]:
-    without = sum(one.foreground is None for one in sampled)
-    if without:
-        yield f"{without} of {len(sampled)} sampled masks are empty or on another grid: no grey values taken inside"
-
-
-def _bad_mask(case: str, found: str, fix: str = "") -> MedvolError:
-    return MedvolError(
-        "BAD_LABEL",
-        case=case,
-        found=found,
-        expected=f"whole numbers from 0 on, at most {MOST_VALUES} of them",
-        fix=fix or "correct the mask, or the label column",
-    )
+def _notes(noted: Mapping[str, Sequence[str]], sampled: int, masks: int) -> Iterator[str]:
+    """Yield a sentence for each kind of mask that was noted, given the cases of each."""
+    for kind, cases in noted.items():
+        if cases:
+            of = f"{masks} masks" if kind == ROUNDED else f"{sampled} sampled masks"
+            yield kind.format(f"{len(cases)} of {of}", cases[0])

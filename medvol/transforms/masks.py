@@ -13,6 +13,7 @@ from monai.transforms import ResampleToMatch, Transform
 from torch import Tensor
 
 from medvol.data.facts import Facts
+from medvol.data.mask_values import whole_numbers
 from medvol.errors import MedvolError
 from medvol.geometry import Volume, same_grid
 from medvol.io.labels import read_label
@@ -147,7 +148,7 @@ class ClassIndexd(Transform):
 
 
 def class_indices(voxels: np.ndarray[Any, Any], values: Sequence[int], *, case: str) -> np.ndarray[Any, Any]:
-    """Return the index into `values` of each voxel, uint8.
+    """Return the index into `values` of each voxel, uint8; rounding errors do not count.
 
     Raises:
         MedvolError: `BAD_LABEL` with up to eight values that are not among `values`.
@@ -155,6 +156,7 @@ def class_indices(voxels: np.ndarray[Any, Any], values: Sequence[int], *, case: 
     known = np.asarray(values)
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise _bad_label(case, ["not finite"], values)
+    voxels = whole_numbers(voxels)
     if tuple(values) == tuple(range(len(values))) and voxels.min() >= 0 and voxels.max() < len(values):
         classes = voxels.astype(np.uint8)
         if voxels.dtype.kind != "f" or np.array_equal(classes, voxels):

@@ -6,7 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medvol.data.fingerprint import FOREGROUND_VOXELS, take_fingerprint, value_counts
+from medvol.data.fingerprint import FOREGROUND_VOXELS, take_fingerprint
+from medvol.data.mask_values import value_counts
 from medvol.data.sources import open_study
 from medvol.data.study import Case, Study
 from medvol.errors import MedvolError
@@ -118,8 +119,15 @@ def test_a_mask_on_another_grid_is_counted_and_noted(tmp_path):
     label = save(tmp_path / "m.nii.gz", np.ones((7, 8, 5), np.uint8))
     found = fingerprint(case("a", ct(tmp_path), label))
     assert found.foreground is None
-    assert "1 of 1 sampled masks are empty or on another grid" in found.notes[0]
+    note = "1 of 1 sampled masks are on another grid than their image, first in case a: no grey values taken inside"
+    assert found.notes == (note,)
     assert found.labels[0].voxels == 280
+
+
+def test_empty_masks_are_noted_by_themselves_with_the_first_case(tmp_path):
+    full, empty = (save(tmp_path / f"{n}.nii.gz", mask_with(v1=n)) for n in (3, 0))
+    found = fingerprint(*(case(name, ct(tmp_path), mask) for name, mask in (("a", full), ("b", empty), ("c", empty))))
+    assert found.notes == ("2 of 3 sampled masks hold nothing but 0, first in case b: no grey values taken inside",)
 
 
 def test_channels_are_measured_one_by_one(tmp_path):
@@ -132,8 +140,12 @@ def test_channels_are_measured_one_by_one(tmp_path):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (mask_with(v1=3) * np.float32(0.5), r"BAD_LABEL: case a: a mask with the value 0\.5"),
-        (mask_with(v1=3).astype(np.int16) * -1, "BAD_LABEL: case a: a mask with the value -1"),
+        (
+            mask_with(v1=3) * np.float32(0.5),
+            r"BAD_LABEL: case a, .*m.nii.gz: a mask with the value 0\.5; 3 voxels hold no",
+        ),
+        (mask_with(v1=3) * np.float32(1.0012), r"BAD_LABEL: case a, .*: a mask with the value 1\.0012; 3 voxels"),
+        (mask_with(v1=3).astype(np.int16) * -1, "BAD_LABEL: case a, .*: a mask with the value -1"),
         (np.arange(504, dtype=np.int16).reshape(SHAPE), "BAD_LABEL: case a: 504 distinct values"),
         (np.zeros(SHAPE, np.uint8), "BAD_LABEL: here: training masks that hold nothing but 0"),
         (np.zeros((*SHAPE, 2), np.uint8), r"WRONG_DIMS: case a.*\(7, 8, 9, 2\)"),
@@ -154,6 +166,15 @@ def test_a_file_that_cannot_be_read_is_named_with_its_case(tmp_path):
 def test_a_study_of_classes_is_refused():
     with pytest.raises(MedvolError, match="WRONG_KIND"):
         take_fingerprint(Study(cases=(Case("a", "a", ("x",), "no", "train"),), task="classification", classes=("no",)))
+
+
+def test_rounding_errors_of_float_masks_are_taken_off_and_noted(tmp_path):
+    voxels = mask_with(v1=3, v2=2).astype(np.float32) + np.float32(1e-6)
+    label, good = save(tmp_path / "m.nii.gz", voxels), save(tmp_path / "g.nii.gz", mask_with(v2=4))
+    found = fingerprint(case("a", ct(tmp_path), good), case("b", ct(tmp_path), label))
+    assert [(one.value, one.voxels) for one in found.labels] == [(0, 500 + 499), (1, 3), (2, 2 + 4)]
+    assert found.sampled[1].foreground[2] < -195  # inside are the first five voxels, not all
+    assert found.notes == ("1 of 2 masks hold values a little off whole numbers, first in case b: they are rounded",)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])

@@ -40,6 +40,12 @@ def refusal(step, item):
     return caught.value
 
 
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 5, 255)])
+def test_rounding_errors_are_no_other_value(values):
+    voxels = np.array(values, np.float32) + np.float32([1e-6, -1e-4, 1e-4])
+    assert class_indices(voxels, values, case="a").tolist() == [0, 1, 2]
+
+
 def test_values_become_class_indices_whatever_their_type():
     voxels = np.array([0, 5, 255, 5])
     for dtype in (np.uint8, np.int32, np.float32, np.float64):
@@ -49,7 +55,7 @@ def test_values_become_class_indices_whatever_their_type():
     assert class_indices(consecutive, (0, 1, 2), case="a").tolist() == [0, 2, 1]
 
 
-@pytest.mark.parametrize("wrong", [1.0001, -1.0, 4.0, float("nan")])
+@pytest.mark.parametrize("wrong", [1.0012, -1.0, 4.0, float("nan")])
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, 5, 255)])
 def test_a_value_that_training_did_not_know_is_refused_with_the_value(wrong, values):
     with pytest.raises(MedvolError) as caught:
