@@ -11,7 +11,9 @@ from medvol.commands.shared import Commands
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     table = commands.add_parser("table", help="read a study from any source, check and split it, write its case table")
-    table.add_argument("source", help="CSV, JSON, MedMNIST npz, MSD folder, class-named folders, stacked npy, ...")
+    table.add_argument(
+        "source", help="CSV, JSON, MedMNIST npz, MSD or nnU-Net folder, class-named folders, stacked npy, ..."
+    )
     table.add_argument("-o", "--output", type=Path, required=True, help="CSV file to write")
     table.add_argument("--label-column", default="label")
     table.add_argument("--seed", type=int, default=0, help="seed of the split, where the source brings none")

@@ -16,7 +16,7 @@ LISTS = ("training", "train", "validation", "val", "test", "testing")
 
 
 def is_datalist(document: Any) -> bool:
-    """Tell whether a JSON document holds named lists of cases, or is nnU-Net's file that describes a folder."""
+    """Tell whether a JSON document holds named lists of cases, or was meant to: nnU-Net's without its folder is not."""
     return isinstance(document, dict) and any(name in document for name in (*LISTS, "file_ending", "numTraining"))
 
 

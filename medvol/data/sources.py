@@ -5,7 +5,8 @@ The first line that fits decides, by content and layout rather than by options; 
 | source | condition | read as |
 |---|---|---|
 | file | `.csv`, `.tsv`, `.txt` | case table; a table of features when no column holds images |
-| | `.json` | named lists: MSD `dataset.json` or MONAI datalist; else rows of a case table |
+| | `.json` with `file_ending` and no list, beside `imagesTr` | raw folder of nnU-Net |
+| | other `.json` | named lists: MSD `dataset.json` or MONAI datalist; else rows of a case table |
 | | `.npz` with a stack of images and one of labels | MedMNIST and the like, the official split kept |
 | | `.npy` named as such a stack, with its partner beside it | stacked arrays of its folder |
 | | any other | one volume, without label |
@@ -33,6 +34,7 @@ from medvol.data.paths import has_image_suffix, require_path
 from medvol.data.source_arrays import read_npy_folder, read_npz
 from medvol.data.source_datalist import is_datalist, read_datalist
 from medvol.data.source_folders import read_class_folders, read_volumes
+from medvol.data.source_nnunet import is_nnunet, read_nnunet
 from medvol.data.source_table import read_csv, read_json, read_json_rows
 from medvol.data.study import TASKS, Draft, Options, Study, Task, raise_refusal
 from medvol.errors import MedvolError, nearest
@@ -105,6 +107,8 @@ def _read_file(path: Path, options: Options) -> Draft:
         return read_csv(path, options)
     if suffix == ".json":
         document = read_json(path)
+        if is_nnunet(path, document):
+            return read_nnunet(path, document, options)
         return (
             read_datalist(path, document, options) if is_datalist(document) else read_json_rows(path, document, options)
         )
