@@ -80,7 +80,7 @@ def unlabelled_study(
         study = _split_as_for_training(study, str(dataset_dir), label_column, fractions, split_seed)
     kept = tuple(replace(case, label=None) for case in study.cases if case.split != "test")
     left_out = len(study.cases) - len(kept)
-    study = replace(study, cases=kept, task="unlabelled", classes=())
+    study = replace(study, cases=kept, task="unlabelled", classes=(), mask_values=())
     for note in study.notes:
         logger.info("%s", note)
     if left_out:
