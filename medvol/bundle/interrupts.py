@@ -18,8 +18,19 @@ def end_politely_on_sigterm() -> None:
     A second signal ends the process at once. Does nothing outside the main thread, as of a server, or where somebody
     else handles the signal already.
     """
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if _may_set() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, partial(_unwind, os.getpid()))
+
+
+def end_at_once_on_sigterm() -> None:
+    """Take `end_politely_on_sigterm` back, as for a process that lives on after a run."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if _may_set() and isinstance(handler, partial) and handler.func is _unwind:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _may_set() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _unwind(process: int, number: int, _frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import medvol
+from medvol.bundle.interrupts import end_at_once_on_sigterm
 from medvol.errors import MedvolError, find_refusal, nearest
 
 MODES = {"train": ("train",), "evaluate": ("train", "evaluate"), "predict": ("inference",)}
@@ -182,6 +183,7 @@ def run_bundle(command: Sequence[str]) -> None:
         raise MedvolError(refusal.code, file=refusal.file, found=refusal.found, fix=fix) from error
     finally:
         sys.argv, sys.excepthook = before
+        end_at_once_on_sigterm()
 
 
 def _is_option(word: str) -> bool:

@@ -38,6 +38,7 @@ class ClassPatches(Dataset[Any]):
                 "BAD_VALUE",
                 found=f"class_share {class_share}, {per_epoch} patches per epoch",
                 expected="a share between 0 and 1, at least one patch",
+                fix="such as --class_share 0.5 --patches_per_epoch 200",
             )
         self.volumes = volumes
         self.patch_size = tuple(patch_size)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medvol.bundle.interrupts import end_at_once_on_sigterm, end_politely_on_sigterm
 from medvol.errors import INTERRUPTED
 from medvol.phantoms.cohort import classification_cohort
 
@@ -70,3 +71,17 @@ def test_a_training_that_is_interrupted_says_so_in_a_line_and_leaves_whole_files
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("*.part"))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+
+
+def test_a_process_that_lives_on_after_a_run_handles_sigterm_as_before():
+    end_politely_on_sigterm()
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    end_at_once_on_sigterm()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # somebody else's wish is left alone
+        end_politely_on_sigterm()
+        end_at_once_on_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
