@@ -21,10 +21,10 @@ from medvol.bundle.check_whole import (
     class_and_structure_gaps,
     columns_to_mend,
     empty_splits,
+    no_contrast,
     odd_spacings,
     single_slices,
     structures_to_mend,
-    without_contrast,
 )
 from medvol.bundle.kind import kind_of
 from medvol.bundle.new_choice import require_trainable
@@ -114,7 +114,7 @@ class _Found:
 
     findings: list[Finding] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
-    scans: list[Scan | None] = field(default_factory=list)
+    scans: list[Scan] = field(default_factory=list)
     values: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the mask of each case
     names: dict[str, dict[int, str]] = field(default_factory=dict)  # of its structures, where the mask tells them
     opened: int = 0
@@ -175,7 +175,7 @@ def check_table(
     if kind == "volumes" and found.sampled:
         found.attempt(lambda: require_one_kind(found.sampled))
         found.warn_of([*odd_spacings(found.sampled), *single_slices(found.sampled)])
-    leaks, told = same_scans(scan for scan in found.scans if scan is not None)
+    leaks, told = same_scans(found.scans)
     for refusal in leaks:
         found.refuse(refusal)
     found.warn_of(told)
@@ -243,9 +243,11 @@ def _check_case(case: Case, study: Study, kind: str, steps: Sequence[Transform],
     read = {one: found.attempt(partial(_image, case, one, study, kind), case.case) for one in case.image}
     images = [volume for volume in read.values() if volume is not None]
     for one, volume in read.items():
-        if volume is not None:
-            found.scans.append(scan_of(case, one, volume.array))
-            found.warn_of(without_contrast(case.case, one, volume.array))
+        scan = volume and scan_of(case, one, volume.array)
+        if scan:
+            found.scans.append(scan)
+        elif volume is not None:
+            found.warn(no_contrast(case.case, one, volume.array))
     item: dict[str, Any] = {"case": case.case, IMAGE: list(case.image)}
     keys, steps = [IMAGE], list(steps)
     if study.task == "segmentation" and case.label is not None:

@@ -12,7 +12,6 @@ from medvol.data.build import class_gaps
 from medvol.data.column_facts import encode_row
 from medvol.data.covariates import column_refusals, fit_columns
 from medvol.data.facts import Sampled
-from medvol.data.same_scans import is_constant
 from medvol.data.structures import name_structures, require_declared
 from medvol.data.study import SPLITS, Study
 from medvol.data.table import items
@@ -60,11 +59,10 @@ def single_slices(sampled: Sequence[Sampled]) -> Iterator[MedvolError]:
             )
 
 
-def without_contrast(case: str, reference: str, voxels: npt.NDArray[Any]) -> Iterator[MedvolError]:
-    """Yield a `NO_CONTRAST` for an image whose voxels are all equal, in which there is nothing to learn from."""
-    if is_constant(voxels):
-        found = f"all voxels are {float(voxels.flat[0]):g}"
-        yield MedvolError("NO_CONTRAST", case=case, file=reference, found=found, fix="look at the file, or remove it")
+def no_contrast(case: str, reference: str, voxels: npt.NDArray[Any]) -> MedvolError:
+    """Return the warning of an image whose voxels are all equal, in which there is nothing to learn from."""
+    found = f"all voxels are {float(voxels.flat[0]):g}"
+    return MedvolError("NO_CONTRAST", case=case, file=reference, found=found, fix="look at the file, or remove it")
 
 
 def _by(numbers: Iterable[float]) -> str:

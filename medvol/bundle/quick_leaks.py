@@ -7,7 +7,6 @@ compared, and only files that agree there are read in full. Rows of a stacked ar
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import zipfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,13 +17,13 @@ from medvol.data.cache_key import ends_of
 from medvol.data.same_scans import Scan, is_constant, same_scans, scan_of
 from medvol.data.study import Case, Study
 from medvol.errors import MedvolError
+from medvol.inference.record import file_sha256
 from medvol.io.read import read_channels
 from medvol.io.reference import Reference, parse_reference, source_files
 
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2**30  # of an array whose rows are compared; 0.4 GB in 1600 rows take 1.6 s
-_PIECE = 1 << 20
 
 
 class _Source(NamedTuple):
@@ -58,28 +57,29 @@ def require_no_leak(study: Study) -> None:
 
 def _files(images: Sequence[tuple[Case, str]]) -> Iterator[Scan]:
     """Yield the files that have a twin in another split."""
-    groups = [[source for case, reference in images if (source := _source(case, reference)) is not None]]
+    files = [source for case, reference in images if (source := _source(case, reference)) is not None]
     looks: tuple[Callable[[_Source], Hashable], ...] = (
         lambda one: (one.key, one.path.stat().st_size),
         lambda one: ends_of(one.path),
-        lambda one: _digest(one.path),
+        lambda one: file_sha256(one.path),
     )
+    groups: list[tuple[Hashable, list[_Source]]] = [(None, files)]
     for look in looks:
-        groups = [part for group in groups for part in _alike(group, look)]
-    for group in groups:
+        groups = [part for _, group in groups for part in _alike(group, look)]
+    for content, group in groups:
         if not _is_constant(group[0].reference):
-            yield from (Scan(one.case, one.reference, _digest(one.path)) for one in group)
+            yield from (Scan(one.case, one.reference, content) for one in group)
 
 
-def _alike(sources: Sequence[_Source], look: Callable[[_Source], Hashable]) -> Iterator[list[_Source]]:
-    """Yield groups that look alike and lie in two splits."""
+def _alike(sources: Sequence[_Source], look: Callable[[_Source], Hashable]) -> Iterator[tuple[Hashable, list[_Source]]]:
+    """Yield groups that look alike and lie in two splits, each with its look."""
     groups: dict[Hashable, list[_Source]] = {}
     for one in sources:
         try:
             groups.setdefault(look(one), []).append(one)
         except OSError:  # whoever reads it refuses it, with its case
             continue
-    yield from (group for group in groups.values() if len({one.case.split for one in group}) > 1)
+    yield from (part for part in groups.items() if len({one.case.split for one in part[1]}) > 1)
 
 
 def _source(case: Case, reference: str) -> _Source | None:
@@ -91,14 +91,6 @@ def _source(case: Case, reference: str) -> _Source | None:
         return _Source(case, reference, parts.key, max(source_files(reference), key=lambda file: file.stat().st_size))
     except (MedvolError, OSError):  # whoever reads it refuses it, with its case
         return None
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.digest()
 
 
 def _is_constant(reference: str) -> bool:
@@ -116,7 +108,10 @@ def _rows(images: Sequence[tuple[Case, str]]) -> Iterator[Scan]:
             parts = parse_reference(reference)
             if parts.index is None:
                 continue
-            if sizes.setdefault((parts.path, parts.key), _array_bytes(parts, sizes)) > MOST_BYTES:
+            array = parts.path, parts.key
+            if array not in sizes:
+                sizes[array] = _array_bytes(parts)
+            if sizes[array] > MOST_BYTES:
                 continue
             scan = scan_of(case, reference, read_channels(reference).array)
         except (MedvolError, OSError):  # whoever reads it refuses it, with its case
@@ -125,10 +120,8 @@ def _rows(images: Sequence[tuple[Case, str]]) -> Iterator[Scan]:
             yield scan
 
 
-def _array_bytes(parts: Reference, known: dict[tuple[Path, str | None], int]) -> int:
-    """Return the bytes of a stacked array, decompressed; those that are known are not looked up again."""
-    if (parts.path, parts.key) in known:
-        return known[parts.path, parts.key]
+def _array_bytes(parts: Reference) -> int:
+    """Return the bytes of a stacked array, decompressed."""
     if parts.key is None:
         return parts.path.stat().st_size
     try:

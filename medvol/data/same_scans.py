@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Scan:
 
     case: Case
     reference: str
-    content: bytes
+    content: Hashable
 
     @property
     def words(self) -> str:
@@ -71,7 +71,7 @@ def same_scans(scans: Iterable[Scan]) -> tuple[list[MedvolError], list[MedvolErr
     `LEAK` is of files in two splits, or told of rows in two; `SAME_SCAN` is told of those within one split, where a
     patient may count twice.
     """
-    by_content: dict[bytes, dict[str, Scan]] = {}
+    by_content: dict[Hashable, dict[str, Scan]] = {}
     for scan in scans:
         by_content.setdefault(scan.content, {}).setdefault(scan.reference, scan)
     groups = [list(group.values()) for group in by_content.values()]
