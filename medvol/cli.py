@@ -27,7 +27,7 @@ from medvol.commands import (
     table,
 )
 from medvol.commands.shared import with_dashes
-from medvol.errors import INTERRUPTED, find_refusal
+from medvol.errors import INTERRUPTED, find_refusal, interruption_code
 
 EPILOG = """examples:
   medvol new my_classification my_study.csv   make a bundle for your own study; then medvol train my_classification
@@ -73,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.further = further
     try:
         return options.run(options) or 0
-    except KeyboardInterrupt:
-        print(f"\n{INTERRUPTED}", file=sys.stderr)
-        return 130
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        code = interruption_code(error)
+        if code == 130:
+            print(f"\n{INTERRUPTED}", file=sys.stderr)
+        if code is not None:
+            return code
         # MONAI wraps what a run raises; anything that is not a refusal is a defect and keeps its traceback.
         refusal = find_refusal(error)
         if refusal is None:

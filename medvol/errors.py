@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from os import PathLike, fspath
 from typing import Any
 
@@ -113,17 +113,36 @@ def find_refusal(error: BaseException | None) -> MedvolError | None:
 
     A full disk, which any library may meet, is one too: `DISK_FULL`.
     """
-    seen: set[int] = set()
     full: MedvolError | None = None
-    while error is not None and id(error) not in seen:
-        if isinstance(error, MedvolError):
-            return error
-        if isinstance(error, OSError) and is_full(error):
+    for one in _chain(error):
+        if isinstance(one, MedvolError):
+            return one
+        if isinstance(one, OSError) and is_full(one):
             fix = "free space, or name another folder"
-            full = MedvolError("DISK_FULL", file=error.filename or "", found="no space left to write it", fix=fix)
+            full = MedvolError("DISK_FULL", file=one.filename or "", found="no space left to write it", fix=fix)
+    return full
+
+
+def interruption_code(error: BaseException | None) -> int | None:
+    """Return the exit code of the Ctrl-C (130) or SIGTERM (143) that an exception was raised from.
+
+    Libraries that are interrupted in the middle raise errors of their own: torch, of an archive that it cannot close.
+    """
+    for one in _chain(error):
+        if isinstance(one, KeyboardInterrupt):
+            return 130
+        if isinstance(one, SystemExit) and isinstance(one.code, int):
+            return one.code
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return full
 
 
 def is_full(error: OSError) -> bool:

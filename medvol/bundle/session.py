@@ -28,7 +28,7 @@ from medvol.bundle.clients import place_bundle, running_bundle, running_parser, 
 from medvol.bundle.interrupts import end_politely_on_sigterm
 from medvol.bundle.option_values import require_texts, require_values
 from medvol.data.processes import Processes
-from medvol.errors import INTERRUPTED, MedvolError, find_refusal, nearest
+from medvol.errors import INTERRUPTED, MedvolError, find_refusal, interruption_code, nearest
 
 TRACKED_LOSS = DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"]["trainer"]["output_transform"]
 PARTING = "part_ways("
@@ -184,9 +184,13 @@ def _references(node: Any) -> set[str]:
 
 def _short_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a refusal or an interruption as one line; leave every other error as Python prints it."""
-    if isinstance(error, KeyboardInterrupt):
+    code = interruption_code(error)
+    if code == 130:
         sys.stderr.write(f"\n{INTERRUPTED}\n")
-        return
+    if isinstance(error, KeyboardInterrupt):
+        return  # Python itself ends as one that was interrupted
+    if code is not None:
+        sys.exit(code)
     refusal = find_refusal(error)
     if refusal is None:
         sys.__excepthook__(kind, error, trace)

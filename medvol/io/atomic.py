@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO
 
 from medvol.errors import MedvolError, is_full
@@ -14,12 +18,50 @@ from medvol.errors import MedvolError, is_full
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` on a temporary file in the folder of `path` and rename it onto `path`.
 
-    The old file stays as it was until the new one is complete on disk.
+    The old file stays as it was until the new one is complete on disk. An interruption waits for that.
 
     Raises:
         MedvolError: `DISK_FULL` or `CANNOT_WRITE`; nothing is left behind.
     """
-    path = Path(path)
+    with interruptions_wait():
+        _write_and_rename(Path(path), write)
+
+
+@contextmanager
+def interruptions_wait() -> Iterator[None]:
+    """Let a first Ctrl-C or SIGTERM wait until the end of the block; a second one ends it at once.
+
+    Signals arrive in the main thread alone; in others this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def wait(number: int, _frame: FrameType | None) -> None:
+        waiting.append(number)
+        if len(waiting) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            if handler is not None:  # one that Python did not set, nor can
+                signal.signal(number, handler)
+
+    try:
+        for number, handler in before.items():
+            if handler not in (None, signal.SIG_IGN):
+                signal.signal(number, wait)
+        yield
+    finally:
+        restore()
+        if len(waiting) == 1:
+            signal.raise_signal(waiting[0])
+
+
+def _write_and_rename(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

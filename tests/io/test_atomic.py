@@ -2,13 +2,15 @@
 
 import errno
 import os
+import signal
+import threading
 
 import pytest
 import torch
 
 from medvol.errors import MedvolError
 from medvol.io import atomic
-from medvol.io.atomic import write_atomically
+from medvol.io.atomic import interruptions_wait, write_atomically
 
 
 class FullAfter:
@@ -68,3 +70,68 @@ def test_a_folder_that_takes_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic.tempfile, "mkstemp", refuse)
     with pytest.raises(MedvolError, match="CANNOT_WRITE.*Permission denied"):
         save(tmp_path / "a", torch.zeros(3))
+
+
+@pytest.fixture
+def terminal():
+    """Signals as a program in a terminal has them: those of this process may be ignored, as in a shell's background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_first_interruption_waits_until_the_file_is_whole(tmp_path):
+    def write(stream):
+        signal.raise_signal(signal.SIGINT)
+        stream.write(b"whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a", write)
+    assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"whole"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_second_interruption_does_not_wait_and_leaves_nothing(tmp_path):
+    def write(stream):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        stream.write(b"whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a", write)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("terminal")
+def test_an_interruption_in_a_block_within_a_block_waits_for_both():
+    done = []
+
+    def work():
+        with interruptions_wait():
+            with interruptions_wait():
+                signal.raise_signal(signal.SIGINT)
+                done.append("inner")
+            done.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["inner", "outer"]
+
+
+@pytest.mark.usefixtures("terminal")
+def test_signals_that_the_process_ignores_stay_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptions_wait():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_files_are_written_in_other_threads_too(tmp_path):
+    thread = threading.Thread(target=lambda: write_atomically(tmp_path / "a", lambda stream: stream.write(b"whole")))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "a").read_bytes() == b"whole"
