@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medvol.bundle import quick_leaks
 from medvol.bundle.quick_leaks import require_no_leak
 from medvol.bundle.study import classification_study
 from medvol.data.study import Case, Study
@@ -95,6 +96,31 @@ def test_equal_rows_of_an_array_are_told(name, tmp_path, caplog):
     (told,) = caplog.messages
     assert "case test_0, " in told
     assert "1 such pair" in told
+
+
+def test_files_of_a_size_of_their_own_are_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(quick_leaks, "ends_of", lambda path: pytest.fail(f"opened {path}"))
+    first, second = (save(tmp_path / f"{seed}.nii", noise(seed)[:, :, : 9 - seed]) for seed in range(2))
+    require_no_leak(study_of(train_0=first, test_0=second))
+
+
+def test_two_arrays_of_one_archive_are_two_scans(tmp_path):
+    path = tmp_path / "both.npz"
+    np.savez(path, before=noise(0), after=noise(1))
+    copy = shutil.copy(path, tmp_path / "copy.npz")
+    require_no_leak(study_of(train_0=f"{path}#before", test_0=f"{path}#after"))
+    with pytest.raises(MedvolError, match="LEAK"):
+        require_no_leak(study_of(train_0=f"{path}#before", test_0=f"{copy}#before"))
+
+
+def test_rows_of_a_large_array_are_not_compared(tmp_path, monkeypatch, caplog):
+    np.save(tmp_path / "rows.npy", np.stack([noise(0)] * 2))
+    study = study_of(train_0=f"{tmp_path / 'rows.npy'}#0", test_0=f"{tmp_path / 'rows.npy'}#1")
+    monkeypatch.setattr(quick_leaks, "MOST_BYTES", 1000)
+    monkeypatch.setattr(quick_leaks, "read_channels", lambda reference: pytest.fail(f"read {reference}"))
+    with caplog.at_level(logging.WARNING):
+        require_no_leak(study)
+    assert not caplog.messages
 
 
 def test_a_bundle_refuses_its_study(tmp_path):
