@@ -31,6 +31,7 @@ from medvol.report import reconstruction
 from medvol.report.classification import can_draw
 from medvol.training.budget import MakeNetwork
 from medvol.training.checkpoint import count_parameters
+from medvol.training.earlier import set_aside
 from medvol.training.handlers import TrainingHistory
 from medvol.training.plan import Plan, PlanOptions, log_plan, make_plan
 
@@ -162,6 +163,7 @@ def finish_pretraining(
     rows = reconstructed(validator, CASES_DRAWN)  # as validation saw them, before the norms change
     settle_norms(network, (batch["image"].to(validator.state.device) for batch in loader))
     state = {name: value.detach().cpu().contiguous() for name, value in network.encoder_state().items()}
+    set_aside(folder / ENCODER_FILE, folder / ENCODER_RECORD)
     write_atomically(folder / ENCODER_FILE, lambda stream: torch.save(state, stream))
     last = history.rows[-1]
     training = {**record.training, "epoch": int(last["epoch"]), "train_loss": last["train_loss"]}

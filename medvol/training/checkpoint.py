@@ -15,8 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from medvol.data.processes import gathered, is_first, process_count, process_rank
 from medvol.errors import MedvolError, require_choice
-from medvol.inference.record import ModelRecord, save_model
+from medvol.inference.record import RECORD_FILE, WEIGHTS_FILE, ModelRecord, save_model
 from medvol.io.atomic import write_atomically
+from medvol.training.earlier import EarlierFiles
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class SaveModel:
 
     `last` ships the averaged weights of the last epoch: with a one-cycle schedule they are the annealed ones, and
     nothing is selected on a small validation split. `best` ships the epoch whose key metric on validation was highest,
-    for networks that overfit.
+    for networks that overfit. A model of an earlier training is moved aside.
 
     Args:
         averaged: Holds the weights to ship.
@@ -62,9 +63,11 @@ class SaveModel:
         self.validator = validator
         self.keep = keep
         self.dtype = WEIGHTS_DTYPES[weights_dtype]
+        self._earlier = EarlierFiles(self.model_dir / WEIGHTS_FILE, self.model_dir / RECORD_FILE)
 
     def attach(self, engine: Engine) -> None:
-        """Hook into the end of each epoch; attach after the ValidationHandler."""
+        """Hook into the end of each epoch; attach after `ResumeState` and the ValidationHandler."""
+        self._earlier.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -77,12 +80,15 @@ class SaveModel:
         metrics = {name: _number(value) for name, value in self.validator.state.metrics.items()}
         training = {**self.record.training, "epoch": epoch, "validation": metrics}
         record = replace(self.record, training=training)
+        self._earlier.set_aside()
         save_model(self.model_dir, self.averaged.module, record, dtype=self.dtype)
 
 
 @final
 class SaveState:
     """Write everything that a resumed run needs to `checkpoint.pt` after every epoch, atomically.
+
+    That of an earlier training is moved aside where it was not finished.
 
     Args:
         path: File to write.
@@ -92,20 +98,28 @@ class SaveState:
     def __init__(self, path: str | Path, parts: dict[str, Any]) -> None:
         self.path = Path(path)
         self.parts = parts
+        self._earlier = EarlierFiles(self.path, worth=lambda: bool(_unfinished(self.path)))
 
     def attach(self, engine: Engine) -> None:
-        """Hook into the end of each epoch."""
+        """Hook into the end of each epoch; attach after `ResumeState`."""
+        self._earlier.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Write the state."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         rng = torch.stack(gathered(torch.get_rng_state()))  # a row for each process
-        progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration, "rng": rng}
+        progress = {
+            "epoch": engine.state.epoch,
+            "max_epochs": engine.state.max_epochs,
+            "iteration": engine.state.iteration,
+            "rng": rng,
+        }
         if torch.cuda.is_initialized():
             progress["cuda_rng"] = torch.stack(gathered(torch.cuda.get_rng_state()))
         if not is_first():
             return
+        self._earlier.set_aside()
         write_atomically(self.path, lambda stream: torch.save({**state, "progress": progress}, stream))
 
 
@@ -136,6 +150,8 @@ class ResumeState:
 
     def __call__(self, engine: Engine) -> None:
         """Load the state and set the engine's counters."""
+        if not self.resume:
+            self._tell_of_unfinished()
         if not self.resume or not self.path.is_file():
             return
         try:
@@ -162,6 +178,13 @@ class ResumeState:
         engine.state.epoch, engine.state.iteration = progress["epoch"], progress["iteration"]
         logger.info("Resumed after epoch %d of %d", engine.state.epoch, engine.state.max_epochs or 0)
 
+    def _tell_of_unfinished(self) -> None:
+        state = _unfinished(self.path)
+        if state and is_first():
+            logger.warning(
+                "%s is of an unfinished training (%s), which --resume True would go on with", self.path, state
+            )
+
 
 @final
 class BestEpoch:
@@ -185,6 +208,18 @@ class BestEpoch:
         self.validator.state.best_metric_epoch = state["epoch"]
         self.validator.state.best_metric = state["metric"]
         self.validator.state.metrics.update(state["metrics"])
+
+
+def _unfinished(path: Path) -> str:
+    """Return how far a training got that has more epochs to go, as its checkpoint says; else nothing."""
+    if not path.is_file():
+        return ""
+    try:
+        progress = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["progress"]
+        epoch, epochs = progress["epoch"], progress["max_epochs"]
+    except Exception:  # whatever torch says of a file that is no checkpoint, or is of an earlier version
+        return "epoch unknown"
+    return f"epoch {epoch} of {epochs}" if epoch < epochs else ""
 
 
 def _require_same_length(progress: dict[str, Any], engine: Engine) -> None:

@@ -94,6 +94,43 @@ def test_a_complete_run_is_only_finished_again(tmp_path, train, rows_of):
     train(MLP, tmp_path, resume=True)
     assert (tmp_path / "models/model.pt").read_bytes() == before
     assert len(history(tmp_path, rows_of)) == 4
+    assert not (tmp_path / "models" / "earlier").exists()
+
+
+def test_a_model_of_an_earlier_training_is_kept(tmp_path, train, capfd):
+    train(MLP, tmp_path)
+    earlier = {name: (tmp_path / "models" / name).read_bytes() for name in ("model.json", "model.pt")}
+    capfd.readouterr()
+    train(MLP, tmp_path, seed=1)
+    train(MLP, tmp_path, seed=2)
+    kept = sorted((tmp_path / "models" / "earlier").iterdir())
+    assert len(kept) == 2
+    assert {path.name: path.read_bytes() for path in kept[0].iterdir()} == earlier
+    assert (tmp_path / "models" / "model.pt").read_bytes() != earlier["model.pt"]
+    told = [
+        line
+        for line in capfd.readouterr().out.splitlines()
+        if "Kept of an earlier training: model.pt and model.json" in line
+    ]
+    assert [str(folder) in line for folder, line in zip(kept, told, strict=True)] == [True, True]
+    assert not (tmp_path / "earlier").exists()  # the state of a training that was finished is of no use
+
+
+def test_the_state_of_an_unfinished_training_is_kept_and_told(tmp_path, train, interrupted, capfd):
+    interrupted(MLP, tmp_path, 2)
+    state = (tmp_path / "checkpoint.pt").read_bytes()
+    capfd.readouterr()
+    train(MLP, tmp_path)
+    assert "unfinished training (epoch 2 of 4), which --resume True would go on with" in capfd.readouterr().out
+    (folder,) = (tmp_path / "earlier").iterdir()
+    assert (folder / "checkpoint.pt").read_bytes() == state
+
+
+def test_what_cannot_be_a_state_is_kept_too(tmp_path, train):
+    (tmp_path / "checkpoint.pt").write_bytes(b"of another program")
+    train(MLP, tmp_path)
+    (folder,) = (tmp_path / "earlier").iterdir()
+    assert (folder / "checkpoint.pt").read_bytes() == b"of another program"
 
 
 def test_a_resumed_run_stops_where_the_uninterrupted_one_stops(tmp_path, train, interrupted, rows_of):

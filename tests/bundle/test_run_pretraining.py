@@ -118,6 +118,9 @@ def test_an_interrupted_pretraining_goes_on_to_the_same_encoder(cohort, tmp_path
     assert not (tmp_path / "parts" / "models").exists()
     parts = torch.load(pretrain(tmp_path / "parts", cohort, resume=True), weights_only=True)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    pretrain(tmp_path / "parts", cohort, seed=1, max_epochs=1)
+    (kept,) = (tmp_path / "parts" / "models" / "earlier").rglob("encoder.pt")
+    assert all(torch.equal(whole[name], value) for name, value in torch.load(kept, weights_only=True).items())
 
 
 def test_bare_volumes_are_enough(cohort, tmp_path, pretrain):
