@@ -8,7 +8,7 @@ neighbouring voxel centres along each axis. DICOM's LPS+ convention is converted
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,17 @@ class Volume:
     def spacing_mm(self) -> tuple[float, ...]:
         """Distance between voxel centres along x, y, z in millimetres."""
         return tuple(float(step) for step in spacing_mm(self.affine))
+
+
+def share_geometry(mask: Volume, image: Volume) -> Volume:
+    """Return a mask with the geometry of its image where one of both has none, as an npy array beside a NIfTI volume.
+
+    Arrays of one shape are then taken voxel by voxel, in the order in which they are stored; others are left alone.
+    """
+    axes = [length for axis, length in enumerate(image.array.shape) if axis != image.channel_axis]
+    if mask.has_geometry == image.has_geometry or list(mask.array.shape) != axes:
+        return mask
+    return replace(mask, affine=image.affine, has_geometry=image.has_geometry)
 
 
 def spacing_mm(affine: Affine) -> npt.NDArray[np.float64]:

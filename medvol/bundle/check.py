@@ -38,7 +38,7 @@ from medvol.data.sources import open_study
 from medvol.data.splits import FRACTIONS, assign_splits
 from medvol.data.study import SPLITS, Case, Study
 from medvol.errors import MedvolError, find_refusal
-from medvol.geometry import Volume
+from medvol.geometry import Volume, share_geometry
 from medvol.io.labels import LabelMap, find_label, read_label
 from medvol.io.monai_readers import VolumeReader
 from medvol.transforms.images import RequireImaged
@@ -253,7 +253,8 @@ def _check_case(case: Case, study: Study, kind: str, steps: Sequence[Transform],
     if study.task == "segmentation" and case.label is not None:
         item[MASK], keys = str(case.label), [IMAGE, MASK]
         label: LabelMap | None = found.attempt(partial(_mask, case, steps), case.case)
-        read[item[MASK]] = mask = label and label.volume
+        mask = label and (share_geometry(label.volume, images[0]) if images else label.volume)
+        read[item[MASK]] = mask
         counts = mask and found.attempt(partial(value_counts, mask.array, case=case.case, file=item[MASK]), case.case)
         found.values[case.case] = tuple(sorted(counts or ()))
         found.names[case.case] = dict(label.names) if label else {}

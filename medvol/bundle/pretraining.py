@@ -129,7 +129,7 @@ def plan_unlabelled(study: Study, make_network: MakeNetwork, **stated: Any) -> P
     for case in spread(cases):
         images = [read_3d(case.case, one, channels=len(case.image) < len(study.channels)) for one in case.image]
         volumes = tuple(measured(case.case, image) for image in images)
-        sampled.append(SampledCase(volumes, whole=(), foreground=None))
+        sampled.append(SampledCase(volumes, foreground=None))
     has_geometry = require_one_kind([volume for one in sampled for volume in one.volumes])
     fingerprint = Fingerprint(len(cases), tuple(sampled), None, (), has_geometry)
     # Two classes, the fewest that a segmentation has, for the network that is asked about.

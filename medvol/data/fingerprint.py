@@ -21,14 +21,14 @@ from medvol.data.mask_values import MOST_VALUES, bad_mask, has_rounding_errors, 
 from medvol.data.study import Case, Study
 from medvol.data.table import require_images, require_task
 from medvol.errors import MedvolError
-from medvol.geometry import Volume
+from medvol.geometry import Volume, share_geometry
 from medvol.io.labels import LabelMap, find_label, read_label
+from medvol.metrics.masks import voxel_volume_ml
 
 Array = npt.NDArray[Any]
 
 PERCENT = (0.5, 50.0, 99.5)  # nnU-Net's limits of a CT window, and the median for the reader
 FOREGROUND_VOXELS = 10_000  # per case, as nnU-Net takes them: large structures and cases do not outweigh the others
-WHOLE_VOXELS = 2**20
 
 EMPTY = "{} hold nothing but 0, first in case {}: no grey values taken inside"
 ELSEWHERE = "{} are on another grid than their image, first in case {}: no grey values taken inside"
@@ -41,12 +41,10 @@ class SampledCase:
 
     Args:
         volumes: Size, spacing and range of each channel.
-        whole: The `PERCENT` percentiles of all grey values.
         foreground: The same inside the structures; None where the mask is empty or on another grid.
     """
 
     volumes: tuple[Sampled, ...]
-    whole: tuple[float, ...]
     foreground: tuple[float, ...] | None
 
 
@@ -136,7 +134,8 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
     noted: dict[str, list[str]] = {EMPTY: [], ELSEWHERE: [], ROUNDED: []}
     sampled, pooled = [], []
     for case in tqdm(cases, desc="Reading the training split", unit="case", disable=not show_progress):
-        label = _read_mask(case)
+        in_file = len(case.image) < len(study.channels)
+        label = _read_mask(case, channels=in_file)
         _require_one_name(names, label.names, case.case)
         mask = label.volume
         found = value_counts(mask.array, case=case.case, file=str(case.label))
@@ -145,11 +144,11 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
         counts.update(found)
         holding.update(found.keys())
         first_case = dict.fromkeys(found, case.case) | first_case
-        voxel_ml = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
+        voxel_ml = voxel_volume_ml(mask.affine)
         volumes_ml.update({value: number * voxel_ml for value, number in found.items()})
         _require_few(counts, case.case)
         if case.case in chosen:
-            one, inside = _sample(case, mask, len(study.channels))
+            one, inside = _sample(case, mask, channels=in_file)
             sampled.append(one)
             pooled.append(inside)
             if one.foreground is None:
@@ -177,8 +176,8 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
     )
 
 
-def _read_mask(case: Case) -> LabelMap:
-    """Return a mask with three spatial axes, and the names of its structures where it has any."""
+def _read_mask(case: Case, *, channels: bool) -> LabelMap:
+    """Return a mask with three spatial axes, where its image is, and the names of its structures where it has any."""
     reference = str(case.label)
     try:
         if find_label(reference) is not None:
@@ -186,7 +185,10 @@ def _read_mask(case: Case) -> LabelMap:
             return read_label(reference, case.image[0], resample=True)
     except MedvolError as error:
         raise error.for_case(case.case) from error
-    return LabelMap(read_3d(case.case, reference))
+    mask = read_3d(case.case, reference)
+    return LabelMap(
+        mask if mask.has_geometry else share_geometry(mask, read_3d(case.case, case.image[0], channels=channels))
+    )
 
 
 def _require_one_name(names: dict[int, str], found: Mapping[int, str], case: str) -> None:
@@ -206,21 +208,14 @@ def _require_one_name(names: dict[int, str], found: Mapping[int, str], case: str
             )
 
 
-def _sample(case: Case, mask: Volume, channels: int) -> tuple[SampledCase, Array]:
+def _sample(case: Case, mask: Volume, *, channels: bool) -> tuple[SampledCase, Array]:
     """Return what the images of a case say, and up to `FOREGROUND_VOXELS` grey values inside its structures."""
-    volumes, wholes, insides = [], [], []
-    inside = _in_ras_order(mask)[0] > 0.5  # 0 and a rounding error is background
-    for reference in case.image:
-        image = read_3d(case.case, reference, channels=len(case.image) < channels)
-        volumes.append(measured(case.case, image))
-        for channel in _in_ras_order(image):
-            values = channel.ravel(order="K")
-            wholes.append(values[:: max(1, len(values) // WHOLE_VOXELS)])
-            if channel.shape == inside.shape:
-                insides.append(_thinned(channel[inside], FOREGROUND_VOXELS))
-    pooled = np.concatenate([np.zeros(0), *insides])
+    images = [read_3d(case.case, reference, channels=channels) for reference in case.image]
+    inside = _in_ras_order(share_geometry(mask, images[0]))[0] > 0.5  # 0 and a rounding error is background
+    alike = [channel for image in images for channel in _in_ras_order(image) if channel.shape == inside.shape]
+    pooled = np.concatenate([np.zeros(0), *(_thinned(channel[inside], FOREGROUND_VOXELS) for channel in alike)])
     foreground = _percentiles(pooled) if len(pooled) else None
-    return SampledCase(tuple(volumes), _percentiles(np.concatenate(wholes)), foreground), pooled
+    return SampledCase(tuple(measured(case.case, image) for image in images), foreground), pooled
 
 
 def _thinned(values: Array, most: int) -> Array:

@@ -15,7 +15,7 @@ from torch import Tensor
 from medvol.data.facts import Facts
 from medvol.data.mask_values import whole_numbers
 from medvol.errors import MedvolError
-from medvol.geometry import Volume, same_grid
+from medvol.geometry import Volume, same_grid, share_geometry
 from medvol.io.labels import read_label
 from medvol.io.monai_readers import VolumeReader
 from medvol.transforms.load import LoadVolumed
@@ -27,6 +27,8 @@ SITES_PER_CLASS = 500
 @final
 class LoadMaskd(Transform):
     """Load the reference of a mask; a DICOM segmentation or structure set onto the grid of the image's source.
+
+    Where one of image and mask has no geometry, their arrays go together voxel by voxel (`share_geometry`).
 
     Args:
         key: The reference of the mask; afterwards the mask as its file has it.
@@ -46,12 +48,15 @@ class LoadMaskd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its mask."""
-        image = str(data[self.image_key].meta["filename_or_obj"])
+        meta = data[self.image_key].meta
+        affine = np.asarray(meta["original_affine"], dtype=np.float64)
+        stored = np.broadcast_to(np.zeros((), np.uint8), tuple(meta["spatial_shape"]))  # shape alone counts
+        image = Volume(stored, affine, meta.get("has_geometry", True))
 
         def read(reference: str) -> Volume:
-            label = read_label(reference, image, resample=self.resample)
+            label = read_label(reference, str(meta["filename_or_obj"]), resample=self.resample)
             require_structures(label.names, label.volume.array, self.value_of)
-            return label.volume
+            return share_geometry(label.volume, image)
 
         return self.load(data, reader=VolumeReader(read))
 
@@ -110,7 +115,7 @@ class OntoImaged(Transform):
                 fix="merge the structures into one file with a value each",
             )
         shapes = tuple(mask.shape[1:]), tuple(image.shape[1:])
-        # A format without geometry, as npy, is taken to lie on the image's grid when it has its shape.
+        # A format without geometry, as npy, lies on the image's grid when it has its shape: `LoadMaskd` sees to it.
         placed = mask.meta.get("has_geometry", True) and image.meta.get("has_geometry", True)
         aligned = not placed or same_grid(image.affine.numpy(), mask.affine.numpy(), shapes[1])
         if shapes[0] == shapes[1] and aligned:
@@ -123,7 +128,7 @@ class OntoImaged(Transform):
             case=case,
             found=f"a mask of {_size(shapes[0])} voxels" + ("" if aligned else " at another place in space"),
             expected=f"the image's grid, {_size(shapes[1])}",
-            fix="resample the mask, or pass --resample_labels True (nearest voxel)",
+            fix="resample the mask" + (", or pass --resample_labels True (nearest voxel)" if placed else ""),
         )
 
 

@@ -34,7 +34,7 @@ def fingerprint(sizes, spacings=None, *, low=0.0, high=900.0, is_8bit=False, for
     ]
     return Fingerprint(
         training_cases=cases or len(sizes),
-        sampled=tuple(SampledCase((volume,), (low, 0.0, high), foreground) for volume in volumes),
+        sampled=tuple(SampledCase((volume,), foreground) for volume in volumes),
         foreground=foreground,
         labels=(LabelFacts(0, 90, len(sizes), 1.0), LabelFacts(1, 10, len(sizes), 1.0)),
         has_geometry=spacings is not None,

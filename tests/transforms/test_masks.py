@@ -139,6 +139,33 @@ def test_in_evaluation_the_mask_stays_on_the_source_grid_and_the_image_is_that_o
     assert torch.equal(alone["image"], item["image"])
 
 
+@pytest.mark.parametrize("without", ["image", "label"])
+def test_an_array_without_geometry_goes_with_the_other_voxel_by_voxel(study, tmp_path, without):
+    stored = np.diag([-1.0, -1.5, 3.0, 1.0])[[2, 0, 1, 3]]  # along L, P and S, in another order
+    for key in ("image", "label"):
+        image = nib.load(study[key])
+        array = np.asarray(image.dataobj)[:: -1 if key == "label" else 1]  # both in the order of the image
+        study[key] = str(tmp_path / f"{key}.{'npy' if key == without else 'nii.gz'}")
+        if key == without:
+            np.save(study[key], array)
+        else:
+            nib.save(nib.Nifti1Image(array, stored), study[key])
+    known = without == "label"
+    item = evaluation_preprocessing(facts(has_geometry=known, spacing_mm=(1.0, 1.5, 1.5) if known else None))(study)
+    mask = item["label"][0] > 0
+    assert (item["shown"][0][mask] >= 900).all()
+    assert (item["shown"][0][~mask] < 900).all()
+
+
+def test_a_mask_without_geometry_of_another_shape_is_refused_even_where_masks_are_resampled(study, tmp_path):
+    np.save(tmp_path / "m.npy", np.zeros((6, 8, 9), np.uint8))
+    study["label"] = str(tmp_path / "m.npy")
+    with pytest.raises(RuntimeError) as caught:
+        evaluation_preprocessing(facts(), resample_labels=True)(study)
+    found = find_refusal(caught.value)
+    assert (found.code, found.fix) == ("GEOMETRY_MISMATCH", "resample the mask")
+
+
 def test_a_refusal_names_the_case(study):
     from medvol.data.cache_chain import run
 
