@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from medvol.data.facts import Sampled, measured, read_3d, require_one_kind, spread, training_cases
 from medvol.data.mask_values import MOST_VALUES, bad_mask, has_rounding_errors, value_counts
+from medvol.data.sampling import thinned
 from medvol.data.study import Case, Study
 from medvol.data.table import require_images, require_task
 from medvol.errors import MedvolError
@@ -213,13 +214,9 @@ def _sample(case: Case, mask: Volume, *, channels: bool) -> tuple[SampledCase, A
     images = [read_3d(case.case, reference, channels=channels) for reference in case.image]
     inside = _in_ras_order(share_geometry(mask, images[0]))[0] > 0.5  # 0 and a rounding error is background
     alike = [channel for image in images for channel in _in_ras_order(image) if channel.shape == inside.shape]
-    pooled = np.concatenate([np.zeros(0), *(_thinned(channel[inside], FOREGROUND_VOXELS) for channel in alike)])
+    pooled = np.concatenate([np.zeros(0), *(thinned(channel[inside], FOREGROUND_VOXELS) for channel in alike)])
     foreground = _percentiles(pooled) if len(pooled) else None
     return SampledCase(tuple(measured(case.case, image) for image in images), foreground), pooled
-
-
-def _thinned(values: Array, most: int) -> Array:
-    return values[:: -(-len(values) // most)] if len(values) else values
 
 
 def _in_ras_order(volume: Volume) -> list[Array]:

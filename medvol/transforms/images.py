@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medvol.data.facts import Facts
 from medvol.data.image_facts import COLOURS, FIXED_RANGES, GREY, NORMALISATIONS, is_grey, two_of
+from medvol.data.sampling import thinned
 from medvol.errors import MedvolError
 from medvol.io.images import read_image
 from medvol.io.monai_readers import VolumeReader
@@ -165,8 +166,7 @@ class MeasureImaged(Transform):
 
 def percentiles(image: Tensor) -> Tensor:
     """Return the 0.5th and 99.5th percentile of an image, float32 (2,); minimum and maximum where they are equal."""
-    values = image.reshape(-1).float()
-    values = values[:: max(1, len(values) // QUANTILE_VOXELS)]
+    values = thinned(image.reshape(-1), QUANTILE_VOXELS).float()
     low, high = torch.quantile(values, torch.tensor(CLIP_PERCENT) / 100)
     return torch.stack([low, high]) if high > low else torch.stack(values.aminmax())
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from medvol.data.cache_chain import AfterCache
 from medvol.data.facts import Facts
+from medvol.data.sampling import thinned
 from medvol.errors import MedvolError
 
 CLIP_PERCENT = (0.5, 99.5)  # nnU-Net's percentiles; beyond them lie vessels, metal and motion
 NORMAL_IQR = 1.349  # interquartile range of a normal distribution with standard deviation 1
 RANGE_SLACK = 0.01  # fraction of the range that resampling may overshoot
-QUANTILE_VOXELS = 2**20  # a stride keeps quantiles of larger volumes cheap; torch.quantile refuses more than 2**24
+QUANTILE_VOXELS = 2**20  # sampling keeps quantiles of larger volumes cheap; torch.quantile refuses more than 2**24
 
 
 def fixed_limits(low: float, high: float) -> Tensor:
@@ -36,8 +37,7 @@ def robust_limits(image: Tensor) -> Tensor:
     scale the interquartile range divided by 1.349, clipping at the 0.5th and 99.5th percentile. A constant image has
     scale 1.
     """
-    values = image.reshape(-1).float()
-    values = values[:: max(1, len(values) // QUANTILE_VOXELS)]
+    values = thinned(image.reshape(-1), QUANTILE_VOXELS).float()
     foreground = values[values > values.min()]
     if len(foreground) == 0:
         level = float(values[0])

@@ -7,6 +7,7 @@ from monai.data import MetaTensor
 
 from medvol.data.facts import Facts
 from medvol.errors import MedvolError
+from medvol.transforms import intensity
 from medvol.transforms.intensity import (
     MeasureIntensityd,
     NormaliseIntensityd,
@@ -30,6 +31,13 @@ def chain(image, scheme, limits=None):
 def test_8_bit_values_become_0_to_1_as_in_the_keras_example():
     image = torch.arange(256, dtype=torch.uint8).reshape(1, 4, 8, 8)
     torch.testing.assert_close(chain(image, "scaled", (0.0, 255.0)), image.float() / 255)
+
+
+def test_limits_of_a_large_volume_are_those_of_all_its_planes(monkeypatch):
+    monkeypatch.setattr(intensity, "QUANTILE_VOXELS", 4096)  # every 128th voxel lies in one plane
+    image = torch.linspace(1, 1001, 128).expand(64, 64, 128)
+    low, high, middle, _ = robust_limits(image).tolist()
+    assert [low, middle, high] == pytest.approx(np.percentile(image.numpy(), (0.5, 50, 99.5)).tolist(), abs=30)
 
 
 def test_a_hu_window_clips_and_scales():
