@@ -17,22 +17,26 @@ IGNORE = "ignore"
 
 
 def names_by_value(labels: Any) -> dict[int, str]:
-    """Return the name of each value, ascending, 0 included; empty where the source names none, or not values alone."""
+    """Return the name of each value, ascending; empty where the source names none, or not values alone."""
     named = {value: name for _, name, value in _entries(labels)}
     if not named or not all(isinstance(value, int) for value in named):
         return {}
-    return dict(sorted(({0: BACKGROUND} | named).items()))
+    return dict(sorted(named.items()))
 
 
 def structures_by_value(labels: Any, file: Path, options: Options) -> dict[int, str]:
-    """Return the names for masks; none after a refusal that was only reported, lest every mask be refused for it."""
+    """Return the names for masks, that of 0 included.
+
+    There are none after a refusal that was only reported, lest every mask be refused for it.
+    """
     try:
         _require_one_value_each(labels, file)
     except MedvolError as refusal:
         if options.require_label:  # to predict, a model brings its own names
             options.report(refusal)
         return {}
-    return names_by_value(labels)
+    names = names_by_value(labels)
+    return {0: names.get(0, BACKGROUND), **names} if names else {}
 
 
 def _require_one_value_each(labels: Any, file: Path) -> None:

@@ -56,7 +56,8 @@ def read_datalist(path: Path, document: dict[str, Any], options: Options) -> Dra
     declared = document.get("labels")
     names = structures_by_value(declared, path, options) if segmentation else names_by_value(declared)
     if names and not segmentation:
-        names = {value: names.get(value, str(value)) for value in range(max(names) + 1)}
+        found = {int(number) for row in rows if (number := as_number(row.label)) is not None and number.is_integer()}
+        names = {value: names.get(value, str(value)) for value in sorted({*names, *found})}
         rows = [_named(row, names) for row in rows]
     channels = _channels(document, rows)
     task: Task | None = "segmentation" if segmentation else None
@@ -72,7 +73,7 @@ def read_datalist(path: Path, document: dict[str, Any], options: Options) -> Dra
         folder=str(path.parent),
         channels=channels,
         classes=tuple(names.values()),
-        mask_values=tuple(names),
+        mask_values=tuple(names) if segmentation else (),
         task=task,
         drop_unlabelled=any(SPLIT_WORDS[name] == "test" for name in lists),
         notes=tuple(notes),

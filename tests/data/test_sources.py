@@ -374,6 +374,27 @@ def test_a_datalist_keeps_folds_splits_and_several_images(tmp_path: Path) -> Non
     assert [case.case for case in study.cases] == ["a_t1", "b_t1", "c_t1", "d_t1"]
 
 
+@pytest.mark.parametrize(
+    ("declared", "given", "classes"),
+    [
+        ({"1": "benign", "2": "malignant"}, (1, 2), ("benign", "malignant")),
+        ({"benign": 1, "malignant": 2}, (1, 2), ("benign", "malignant")),
+        ({"0": "no", "1": "yes"}, (0, 1), ("no", "yes")),
+        ({"1": "benign", "40000": "other"}, (1, 40000), ("benign", "other")),
+        ({"1": "yes"}, (0, 1), ("0", "yes")),
+    ],
+)
+def test_the_classes_of_a_datalist_are_those_that_it_declares_or_holds(
+    declared, given, classes, tmp_path: Path
+) -> None:
+    touch(tmp_path, *(f"{case}.nii" for case in "abcd"))
+    entries = [{"image": f"{case}.nii", "label": given[index % 2]} for index, case in enumerate("abcd")]
+    (tmp_path / "list.json").write_text(json.dumps({"labels": declared, "training": entries}))
+    study = open_study(str(tmp_path / "list.json"))
+    assert study.classes == classes
+    assert labels(study) == dict(zip("abcd", classes * 2, strict=True))
+
+
 def test_an_entry_without_image_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"training": [{"img": "a.nii", "label": 0}]}))
     assert "training[0]" in refused("BAD_TABLE", tmp_path / "list.json").found
