@@ -17,6 +17,7 @@ from torch import nn
 from medvol.data.facts import Facts
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_atomically, write_text
+from medvol.networks.published import read_state
 from medvol.transforms.components import Cleaning
 
 WEIGHTS_FILE = "model.pt"
@@ -225,13 +226,7 @@ def read_weights(model_dir: str | Path, record: ModelRecord) -> dict[str, torch.
             expected=f"sha256 {record.weights_sha256[:12]}...",
             fix="restore the pair model.pt and model.json, or train again",
         )
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise MedvolError(
-            "BAD_WEIGHTS", file=path, found=str(error).splitlines()[0][:120], expected="a state dict", fix="train again"
-        ) from error
-    return dict(weights.get("model", weights))
+    return read_state(path)
 
 
 def load_networks(network: nn.Module, model_dirs: Sequence[str | Path], facts: Facts) -> nn.Module:

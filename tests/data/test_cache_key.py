@@ -1,5 +1,6 @@
 """The key: whatever could change a voxel changes it, and nothing else does."""
 
+import ast
 import functools
 import importlib
 import logging
@@ -391,3 +392,31 @@ def test_file_that_cannot_be_read_names_the_case(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_key, "_fingerprint", refuse)
     with pytest.raises(MedvolError, match=r"CANNOT_READ: case k, .*a.npy: Permission denied"):
         item_keys([{"case": "k", "image": str(path)}], b"")
+
+
+def medvol_imports(path):
+    """Yield the files of medvol that a file of medvol imports."""
+    root = Path(cache_key.medvol.__file__).parent
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+        for name in names:
+            file = root.parent.joinpath(*name.split(".")).with_suffix(".py")
+            if name.startswith("medvol.") and file.is_file():
+                yield file
+
+
+def test_every_module_that_a_cached_step_runs_is_in_the_key(monkeypatch):
+    root = Path(cache_key.medvol.__file__).parent
+    reached, ahead = set(), list(root.glob("transforms/*.py"))
+    while ahead:
+        file = ahead.pop()
+        if file not in reached:
+            reached.add(file)
+            ahead.extend(medvol_imports(file))
+    hashed = set()
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (hashed.add(path), read_bytes(path))[1])
+    assert len(cache_key._source_digest()) == 16
+    makes_no_voxel = {root / "errors.py", root / "metrics" / "masks.py"}  # words of refusals, millilitres of plans
+    assert reached - hashed == makes_no_voxel

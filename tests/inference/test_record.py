@@ -83,6 +83,13 @@ def test_a_pickle_is_not_executed(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize("content", [torch.zeros(3), {}, {"weight": 1.0}, ["weight"]])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(MedvolError, match=r"BAD_WEIGHTS: .*model\.pt"):
+        load_weights(network(), tmp_path, ModelRecord(FACTS))
+
+
 def test_a_record_that_is_none_is_refused_with_its_file(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({"facts": {}}))
     with pytest.raises(MedvolError, match=r"BAD_RECORD: .*model\.json"):
