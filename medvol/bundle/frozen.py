@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from medvol.bundle.finish import write_run
 from medvol.bundle.session import Session
+from medvol.data.cache_key import item_keys
 from medvol.data.facts import Facts
 from medvol.data.study import Study
-from medvol.data.table import content_hash, items
+from medvol.data.table import items
 from medvol.errors import MedvolError, require_choice
 from medvol.inference.collect import Predictions
 from medvol.inference.record import RECORD_FILE, WEIGHTS_FILE, ModelRecord, save_model
@@ -79,7 +80,7 @@ def case_features(
     """Return what the head of the network reads for every case, (case, features), in the order of the study.
 
     They are kept in `output_dir/features.npz` and taken from there as long as encoder, preprocessing, averaging and
-    study are the same.
+    images are the same, in the same order.
 
     Args:
         network: From `volume_transformer`; the head's weights do not matter.
@@ -236,9 +237,10 @@ def head_name(network: nn.Module) -> str:
 
 
 def _key(encoder: nn.Module, facts: Facts, study: Study, mirror_axes: Sequence[int]) -> str:
-    """Return a digest of all that the features depend on."""
+    """Return a digest of all that the features depend on, the order of the cases included."""
     digest = hashlib.sha256()
-    settings = [str(encoder), facts.as_dict(), content_hash(study), list(mirror_axes)]
+    images = item_keys([{"case": case.case, "image": list(case.image)} for case in study.cases], b"")
+    settings = [str(encoder), facts.as_dict(), images, list(mirror_axes)]
     digest.update(json.dumps(settings).encode())
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())

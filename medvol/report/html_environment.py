@@ -58,7 +58,7 @@ def environment(record: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         "Precision": record.get("precision") or config.get("precision"),
         "Machine": ", ".join(str(value) for value in record["machine"].values()),
         "Weights, SHA-256": record.get("weights_sha256"),
-        "Data, SHA-256": (record.get("training") or {}).get("data_sha256"),
+        "Cases, labels, file names and sizes, SHA-256": (record.get("training") or {}).get("data_sha256"),
         "Versions": ", ".join(f"{name} {found}" for name, found in record["versions"].items()),
     }
     rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts.items() if value)

@@ -7,7 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from medvol.bundle.frozen import NEVER, STRENGTHS, fit_head
+from medvol.bundle.frozen import NEVER, STRENGTHS, case_features, fit_head
+from medvol.data.facts import Facts
+from medvol.data.study import Case, Study
 from medvol.errors import MedvolError
 
 
@@ -76,3 +78,48 @@ def test_one_class_and_an_unknown_weighting_are_refused(problem):
         fit_head(features, [1] * 60, patients, 2, class_weights="none", seed=0)
     with pytest.raises(MedvolError, match="UNKNOWN_OPTION.*'balanced'"):
         fit_head(features, labels, patients, 3, class_weights="balance", seed=0)
+
+
+class MeanOfVoxels(torch.nn.Module):
+    """A network whose features are easy to know."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(1, 2)
+
+    def forward(self, volumes):
+        return self.head(volumes.flatten(1).mean(1, keepdim=True))
+
+
+@pytest.fixture
+def features_of(tmp_path):
+    """Return the features of volumes in an order, kept in one folder."""
+    facts = Facts(("a", "b"), ("image",), (4, 4, 4), None, "mr", None, False, True)
+    network = MeanOfVoxels()
+
+    def run(*names):
+        cases = [Case(name, name, (f"{tmp_path / name}.npy",), label="a", split="train") for name in names]
+        study = Study(tuple(cases), "classification", classes=("a", "b"))
+        loader = [{"image": torch.from_numpy(np.stack([np.load(case.image[0])[None] for case in cases]))}]
+        found = case_features(
+            network, loader, lambda volumes, net: net(volumes), study, facts, tmp_path, show_progress=False
+        )
+        return found.ravel().tolist()
+
+    for value, name in enumerate(["zero", "one", "two"]):
+        np.save(tmp_path / name, np.full((4, 4, 4), value, np.float32))
+    return run
+
+
+def test_kept_features_are_those_of_their_case_whatever_the_order(features_of, caplog):
+    assert features_of("zero", "one", "two") == [0, 1, 2]
+    with caplog.at_level("INFO"):
+        assert features_of("zero", "one", "two") == [0, 1, 2]
+    assert "Features of 3 cases taken from" in caplog.text
+    assert features_of("two", "zero", "one") == [2, 0, 1]
+
+
+def test_features_of_a_file_that_was_changed_are_computed_again(features_of, tmp_path):
+    assert features_of("zero", "one") == [0, 1]
+    np.save(tmp_path / "zero", np.full((4, 4, 4), 7, np.float32))
+    assert features_of("zero", "one") == [7, 1]
