@@ -18,6 +18,7 @@ from medvol.errors import MedvolError, require_choice
 from medvol.inference.record import RECORD_FILE, WEIGHTS_FILE, ModelRecord, save_model
 from medvol.io.atomic import write_atomically
 from medvol.training.earlier import EarlierFiles
+from medvol.training.folder_lock import lock_folder, unlock_folder
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class ResumeState:
     """Continue from the `checkpoint.pt` of an interrupted run, so that both together equal one run.
 
     Without a checkpoint the run begins at the beginning; with one of another network, schedule or number of batches it
-    is refused. A run that was complete is only finished again.
+    is refused. A run that was complete is only finished again. The folder is locked for the run.
 
     Args:
         path: File that `SaveState` writes.
@@ -136,20 +137,28 @@ class ResumeState:
         resume: Whether to look for it at all.
 
     Raises:
-        MedvolError: `OTHER_RUN` for a checkpoint that does not fit.
+        MedvolError: `OTHER_RUN` for a checkpoint that does not fit; `BUSY` where another training writes it.
     """
 
     def __init__(self, path: str | Path, parts: dict[str, Any], *, resume: bool) -> None:
         self.path = Path(path)
         self.parts = parts
         self.resume = resume
+        self._lock: int | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Hook into the start of the run."""
+        """Hook into the start and the end of the run."""
         engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.COMPLETED, self._unlock)
+
+    def _unlock(self, engine: Engine) -> None:
+        unlock_folder(self.path.parent, self._lock)
+        self._lock = None
 
     def __call__(self, engine: Engine) -> None:
         """Load the state and set the engine's counters."""
+        if is_first():
+            self._lock = lock_folder(self.path.parent)
         if not self.resume:
             self._tell_of_unfinished()
         if not self.resume or not self.path.is_file():

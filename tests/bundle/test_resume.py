@@ -116,6 +116,13 @@ def test_a_model_of_an_earlier_training_is_kept(tmp_path, train, capfd):
     assert not (tmp_path / "earlier").exists()  # the state of a training that was finished is of no use
 
 
+def test_a_training_locks_its_folder_and_leaves_no_lock(tmp_path, train, interrupted):
+    interrupted(MLP, tmp_path, 2)
+    assert (tmp_path / ".training.lock").is_file()
+    train(MLP, tmp_path, resume=True)
+    assert not (tmp_path / ".training.lock").exists()
+
+
 def test_the_state_of_an_unfinished_training_is_kept_and_told(tmp_path, train, interrupted, capfd):
     interrupted(MLP, tmp_path, 2)
     state = (tmp_path / "checkpoint.pt").read_bytes()
