@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from medvol.bundle.config_text import config_literal, config_text
 from medvol.bundle.new_choice import Choice, choose_bundle, task_in_words
 from medvol.bundle.new_files import Contents, require_free, write_bundle
 from medvol.bundle.new_labels import write_labelled_table
@@ -149,7 +150,7 @@ def _make(folder: Path, source: str, stated: NewOptions, notes: tuple[str, ...])
         Contents(
             folder=folder,
             copied=choice.folder,
-            dataset_dir=_named_source(source, folder) if stated.relative else source,
+            dataset_dir=_named_source(source, folder) if stated.relative else config_text(source),
             label_column=label_column,
             numbers=numbers,
             stated=further,
@@ -192,7 +193,7 @@ def _positive_last(study: Study, stated: Sequence[str]) -> Study:
 def _numbers(copied: Path, source: str, further: dict[str, Any], stated: NewOptions) -> Numbers:
     config = json.loads((copied / "configs" / "train.json").read_text())
     with TemporaryDirectory() as place:  # for the case table, which is the training's to write
-        config.update(further, bundle_root=str(copied), dataset_dir=source, output_dir=place)
+        config.update(further, bundle_root=str(copied), dataset_dir=config_text(source), output_dir=config_text(place))
         try:
             return fit_numbers(config, minutes=stated.minutes, memory_gb=stated.memory_gb, measure=stated.measure)
         except RuntimeError as error:  # what MONAI wraps the refusals of a configuration's components in
@@ -262,13 +263,4 @@ def _named_for(folder: Path, task: str) -> Path:
 
 def _named_source(source: str, folder: Path) -> str:
     """Return an expression for the study's place as seen from the bundle."""
-    relative = os.path.relpath(source, folder)
-    if "import" in relative:
-        raise MedvolError(
-            "BAD_NAME",
-            file=relative,
-            found="'import' in the path of the study, which MONAI takes for a statement",
-            expected="a path without it",
-            fix="leave --relative out, or rename the folder",
-        )
-    return f"$@bundle_root + {'/' + relative!r}"
+    return f"$@bundle_root + {config_literal('/' + os.path.relpath(source, folder))}"

@@ -7,6 +7,7 @@ its value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,6 +73,26 @@ def require_texts(options: Mapping[str, Any]) -> None:
             expected = "a path" if name.endswith(PATHS) else "a text"
             fix = f"write what it is behind --{name}"
             raise MedvolError("BAD_VALUE", found=f"--{name} without a value", expected=expected, fix=fix)
+
+
+def require_no_hash(words: Sequence[str]) -> None:
+    """Refuse a path with a `#` on MONAI's command line, which takes it for a comment or turns it into `::`.
+
+    Args:
+        words: The command line.
+
+    Raises:
+        MedvolError: `BAD_VALUE`.
+    """
+    for word, after in pairwise([*words, ""]):
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name.endswith(("_dir", "_root")) and "#" in (value or after):
+            raise MedvolError(
+                "BAD_VALUE",
+                found=f"--{name} {(value or after)[:80]}, in which MONAI takes the '#' for something else",
+                expected="a path without it",
+                fix="rename it, or use `medvol train`, `evaluate` or `predict`, which keep it",
+            )
 
 
 def _is_text(name: str, defined: Sequence[Mapping[str, Any]]) -> bool:

@@ -26,7 +26,8 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from medvol.bundle.clients import place_bundle, running_bundle, running_parser, take_cases
 from medvol.bundle.interrupts import end_politely_on_sigterm
-from medvol.bundle.option_values import require_texts, require_values
+from medvol.bundle.option_values import require_no_hash, require_texts, require_values
+from medvol.bundle.short import shown
 from medvol.data.processes import Processes
 from medvol.errors import INTERRUPTED, MedvolError, find_refusal, interruption_code, nearest
 
@@ -69,6 +70,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
     sys.excepthook = _short_errors
     end_politely_on_sigterm()
     require_texts({"bundle_root": bundle_root, "output_dir": output_dir})
+    require_no_hash(sys.argv[1:])
     _keep_to_oneself()
     if processes is not None and processes.rank > 0:
         sys.excepthook = _loud_errors
@@ -109,7 +111,7 @@ def begin(bundle_root: str | Path, output_dir: str | Path, processes: Processes 
         raise MedvolError(
             "CANNOT_WRITE", file=output, found=str(error.strerror), fix="pass another --output_dir"
         ) from error
-    return Session(root.name, output, config, " ".join(["python -m monai.bundle", *sys.argv[1:]]), time.time())
+    return Session(root.name, output, config, shown(sys.argv[1:]), time.time())
 
 
 def check_options(config: dict[str, Any], defined: Sequence[dict[str, Any]]) -> None:

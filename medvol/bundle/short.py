@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import medvol
+from medvol.bundle.config_text import config_text
 from medvol.bundle.interrupts import end_at_once_on_sigterm
 from medvol.errors import MedvolError, find_refusal, nearest
 
@@ -131,7 +132,7 @@ def bundle_command(mode: str, bundle: str, dataset: str, output: str, options: S
             )
     chosen = {
         "bundle_root": _as_text(str(root)),
-        "config_file": files[0] if len(files) == 1 else "[" + ",".join(map(repr, files)) + "]",
+        "config_file": _as_word(files[0]) if len(files) == 1 else "[" + ",".join(map(repr, files)) + "]",
         "dataset_dir": _as_text(dataset) if dataset else "",
         "output_dir": _as_text(output) if output else "",
         "model_dir": "" if mode == "predict" or not output else _as_text(os.path.join(output, "models")),  # noqa: PTH118 - a text
@@ -203,10 +204,12 @@ def _option_name(word: str) -> str:
 
 
 def _as_text(value: str) -> str:
-    """Return a path so that MONAI's command line reads it as the text that it is: `2024` and `a#b` are not.
+    """Return a path so that MONAI reads it as the text that it is: `2024` and `a#b` are not."""
+    return _as_word(config_text(value))
 
-    Python Fire takes a word for a Python literal where it can, and `#` for the start of a comment.
-    """
+
+def _as_word(value: str) -> str:
+    """Return a text as a word of the command line: Python Fire takes one for a Python literal where it can."""
     from fire.parser import DefaultParseValue
 
     parsed: Any = DefaultParseValue(value)

@@ -183,15 +183,21 @@ def test_a_training_fits_the_very_facts_that_the_bundle_was_made_with(tmp_path, 
 
 def test_bundle_and_study_move_together_when_one_is_named_relative_to_the_other(tmp_path):
     (tmp_path / "here").mkdir()
-    numbers_table(tmp_path / "here/it's a table.csv")
-    made = make_bundle("here/mine", "here/it's a table.csv", NewOptions(relative=True, measure=False))
+    numbers_table(tmp_path / "here/it's important, #1.csv")
+    made = make_bundle("here/mine", "here/it's important, #1.csv", NewOptions(relative=True, measure=False))
     shutil.move(tmp_path / "here", tmp_path / "there")
     config = json.loads((tmp_path / "there" / made.folder.name / "configs/train.json").read_text())
     config.update(bundle_root=str(tmp_path / "there" / made.folder.name), output_dir=str(tmp_path / "o"))
     assert len(ConfigParser(config).get_parsed_content("study").cases) == 40
-    numbers_table(tmp_path / "important.csv")
-    with pytest.raises(MedvolError, match="'import' in the path"):
-        make_bundle("other", "important.csv", NewOptions(relative=True, measure=False))
+
+
+def test_a_study_may_lie_where_monai_would_read_another_path(tmp_path):
+    (tmp_path / "$Study #1").mkdir()
+    numbers_table(tmp_path / "$Study #1" / "table.csv")
+    made = make_bundle("mine", "$Study #1/table.csv", NewOptions(measure=False))
+    config = json.loads((made.folder / "configs/train.json").read_text())
+    config.update(bundle_root=str(made.folder), output_dir=str(tmp_path / "o"))
+    assert len(ConfigParser(config).get_parsed_content("study").cases) == 40
 
 
 def test_a_dicom_tree_takes_its_labels_by_patient_and_the_table_forgets_the_patient_id(tmp_path, dicom_tree):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medvol.bundle.option_values import require_values
+from medvol.bundle.option_values import require_no_hash, require_values
 from medvol.bundle.short import shipped_bundles
 from medvol.errors import MedvolError
 
@@ -80,3 +80,13 @@ def test_every_shipped_configuration_satisfies_the_rules():
         assert len(configs) > 2
         for config in configs:
             require_values(config, configs)
+
+
+@pytest.mark.parametrize("words", [["--output_dir", "res #2"], ["--model_dir=a#b"], ["--x", "1", "--bundle_root", "#"]])
+def test_a_path_that_monai_would_change_is_refused(words):
+    with pytest.raises(MedvolError, match=r"BAD_VALUE: --\w+ .*'#'.*medvol train"):
+        require_no_hash(["run", *words])
+
+
+def test_other_words_may_hold_a_hash():
+    require_no_hash(["run", "--optimizer#lr", "0.1", "--output_dir", "o", "--note", "#1", "--model_dir"])

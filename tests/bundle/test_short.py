@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 import medvol
 from medvol.bundle.short import PROGRAM, bundle_command, find_bundle, shipped_bundles, shown, split_options
@@ -74,9 +75,11 @@ def test_each_command_takes_its_files_and_weights_and_gives_way_to_what_is_state
 
 def test_paths_stay_the_texts_that_they_are(run_with):
     root = str(ROOT / "unet_segmentation")
-    for path in ("2024", "1e3", "None", "a#b", "a b", "[x]", "it's", 'a "b"', "$HOME", "x,y"):
+    for path in ("2024", "1e3", "None", "a#b", "a b", "[x]", "it's", 'a "b"', "$HOME", "x,y", "@me", "%5", "a$#'\\b"):
         seen = run_with("train", root, path, "-o", path)
-        assert (seen["dataset_dir"], seen["output_dir"], seen["model_dir"]) == (path, path, f"{path}/models"), path
+        read = ConfigParser({name: seen[name] for name in ("dataset_dir", "output_dir", "model_dir")})
+        found = [read.get_parsed_content(name) for name in ("dataset_dir", "output_dir", "model_dir")]
+        assert found == [path, path, f"{path}/models"]
 
 
 @pytest.mark.parametrize("name", ["model_dir", "config_file", "output_dir", "dataset_dir"])
