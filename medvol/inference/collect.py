@@ -130,12 +130,13 @@ def validation_auc() -> CaseMetric:
 
 def validation_log_likelihood() -> CaseMetric:
     """Return the ignite metric of the mean log-likelihood of the true class: higher is better."""
+    return CaseMetric(mean_log_likelihood)
 
-    def compute(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-        chosen = probabilities.gather(1, labels.long()[:, None])
-        return float(chosen.clamp_min(1e-7).log().mean())
 
-    return CaseMetric(compute)
+def mean_log_likelihood(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean logarithm of the probability, (n, classes), of the true class, (n,)."""
+    chosen = probabilities.gather(1, labels.long()[:, None])
+    return float(chosen.clamp_min(1e-7).log().mean())
 
 
 def _stack_outputs(outputs: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

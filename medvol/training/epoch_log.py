@@ -16,7 +16,7 @@ from ignite.metrics import Accuracy
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from medvol.inference.collect import CaseMetric
+from medvol.inference.collect import CaseMetric, mean_log_likelihood
 from medvol.training.handlers import TrainingHistory
 from medvol.transforms.classes import class_probabilities
 
@@ -42,11 +42,7 @@ def validation_accuracy() -> Accuracy:
 
 def validation_loss() -> CaseMetric:
     """Return the ignite metric of the mean cross-entropy of the postprocessed probabilities."""
-
-    def compute(probabilities: Tensor, labels: Tensor) -> float:
-        return float(-probabilities.gather(1, labels[:, None]).clamp_min(1e-7).log().mean())
-
-    return CaseMetric(compute)
+    return CaseMetric(lambda probabilities, labels: -mean_log_likelihood(probabilities, labels))
 
 
 @final
