@@ -1,6 +1,7 @@
 """Temperature scaling: one number that makes a network's confidence match its accuracy (Guo et al., ICML 2017).
 
 It never changes which class is the most probable one, so accuracy and AUC of a binary model stay what they were.
+`medvol.transforms.classes` applies it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         MedvolError: BAD_PREDICTIONS when shapes disagree, a logit is not finite or a label has no column.
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
 
     scores = _two_columns(logits)
     truth = np.asarray(labels)
@@ -42,7 +44,7 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = scores / math.exp(log_temperature)
-        surprise = float(np.sum(_log_sum(scaled) - scaled[np.arange(len(truth)), truth]))
+        surprise = float(np.sum(logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]))
         return surprise + 0.5 * (log_temperature / PRIOR_SD) ** 2
 
     # With the prior there may be two valleys: look everywhere before going down.
@@ -52,18 +54,6 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     around = (places[max(lowest - 1, 0)], places[min(lowest + 1, len(places) - 1)])
     found = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-6})
     return float(np.clip(math.exp(found.x), *TEMPERATURE_BOUNDS))
-
-
-def apply_temperature(logits: npt.ArrayLike, temperature: float) -> Floats:
-    """Return softmax(logits / temperature), shape (n, classes); two columns for the one logit of a binary model.
-
-    Raises:
-        MedvolError: BAD_PREDICTIONS when a logit is not finite or the temperature is not positive.
-    """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise _bad(f"temperature {temperature}")
-    scaled = _two_columns(logits) / temperature
-    return np.asarray(np.exp(scaled - _log_sum(scaled)[:, None]))
 
 
 def _two_columns(logits: npt.ArrayLike) -> Floats:
@@ -76,15 +66,10 @@ def _two_columns(logits: npt.ArrayLike) -> Floats:
     return np.hstack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
 
 
-def _log_sum(scores: Floats) -> Floats:
-    peak = scores.max(axis=1)
-    return np.asarray(peak + np.log(np.exp(scores - peak[:, None]).sum(axis=1)))
-
-
 def _bad(found: str) -> MedvolError:
     return MedvolError(
         "BAD_PREDICTIONS",
         found=found,
-        expected="finite logits (n, classes), integer labels (n,), a temperature above 0",
+        expected="finite logits (n, classes), integer labels (n,)",
         fix="pass the network's outputs before softmax",
     )
