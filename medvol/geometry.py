@@ -67,6 +67,11 @@ def spacing_mm(affine: Affine) -> npt.NDArray[np.float64]:
     return np.asarray(np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
 
 
+def voxel_ml(affine: Affine) -> float:
+    """Return the volume of a voxel in millilitres: the determinant, so right for sheared grids too."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
+
+
 def lps_to_ras(affine: Affine) -> Affine:
     """Return the affine with its world axes flipped between LPS+ and RAS+; applied twice it gives the original."""
     return _LPS_TO_RAS @ affine

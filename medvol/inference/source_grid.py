@@ -22,7 +22,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from medvol.errors import MedvolError
-from medvol.geometry import Affine, same_grid
+from medvol.geometry import Affine, same_grid, voxel_ml
 from medvol.inference.interpolate import TargetBlock, target_blocks
 from medvol.inference.windows import Slab, stream_axis
 
@@ -87,7 +87,7 @@ class SourceGrid:
     @property
     def voxel_ml(self) -> float:
         """Volume of one source voxel in millilitres."""
-        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+        return voxel_ml(self.affine)
 
     def working_affine(self, working_shape: Sequence[int]) -> Affine:
         """Return the affine of the RAS-ordered grid after a resize of the whole field of view."""

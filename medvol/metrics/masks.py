@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.errors import MedvolError
+from medvol.geometry import voxel_ml
 
 Mask = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -58,8 +59,8 @@ def grid_steps_mm(affine_or_spacing: npt.ArrayLike) -> Floats:
 
 
 def voxel_volume_ml(affine_or_spacing: npt.ArrayLike) -> float:
-    """Return the volume of a voxel in millilitres: the determinant of the affine, so right for sheared grids too."""
-    return abs(float(np.linalg.det(grid_steps_mm(affine_or_spacing)))) / 1000.0
+    """Return the volume of a voxel in millilitres."""
+    return voxel_ml(grid_steps_mm(affine_or_spacing))
 
 
 def diagonal_mm(shape: Sequence[int], affine_or_spacing: npt.ArrayLike) -> float:

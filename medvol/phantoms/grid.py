@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.errors import MedvolError
-from medvol.geometry import Affine, Volume, affine_from, apply_affine, spacing_mm
+from medvol.geometry import Affine, Volume, affine_from, apply_affine, spacing_mm, voxel_ml
 
 Floats = npt.NDArray[np.float64]
 Distance = Callable[[Floats], Floats]
@@ -52,7 +52,7 @@ class Grid:
     @property
     def voxel_ml(self) -> float:
         """Volume of one voxel in millilitres."""
-        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+        return voxel_ml(self.affine)
 
 
 @dataclass(frozen=True)
