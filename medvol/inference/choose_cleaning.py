@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medvol.metrics.masks import components
 from medvol.metrics.overlap import dice_of_counts
-from medvol.transforms.components import Cleaning, Labels, Mask, components, is_large_enough, with_holes_filled
+from medvol.transforms.components import Cleaning, Labels, Mask, is_large_enough, with_holes_filled
 
 MARGIN = 0.001
 """A tenth of a point of Dice; a step that gains less is not worth what it may remove from a new case."""

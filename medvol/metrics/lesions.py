@@ -9,12 +9,13 @@ prediction that swallows everything still finds nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medvol.metrics.masks import Mask, check_pair, crop_to_foreground
+from medvol.metrics.masks import Mask, check_pair, components, crop_to_foreground
+
+Sizes = npt.NDArray[np.int64]
 
 MIN_IOU = 0.1
 
@@ -65,12 +66,12 @@ def count_lesions(pred: npt.ArrayLike, truth: npt.ArrayLike, *, min_iou: float =
     if not 0 < min_iou <= 1:
         raise ValueError(f"min_iou must be above 0 and at most 1, got {min_iou}")
     first, second = crop_to_foreground(*(values != 0 for values in check_pair(pred, truth)))
-    (predicted, predicted_count), (true, true_count) = _components(first), _components(second)
-    matched = _matches(predicted, true, (predicted_count, true_count), min_iou)
-    return LesionCounts(matched, predicted_count - matched, true_count - matched)
+    (predicted, predicted_sizes), (true, true_sizes) = components(first), components(second)
+    matched = _matches(predicted, true, predicted_sizes, true_sizes, min_iou)
+    return LesionCounts(matched, len(predicted_sizes) - 1 - matched, len(true_sizes) - 1 - matched)
 
 
-def _matches(predicted: Mask, true: Mask, counts: tuple[int, int], min_iou: float) -> int:
+def _matches(predicted: Mask, true: Mask, predicted_sizes: Sizes, true_sizes: Sizes, min_iou: float) -> int:
     """Return the largest number of one-to-one matches."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -79,22 +80,14 @@ def _matches(predicted: Mask, true: Mask, counts: tuple[int, int], min_iou: floa
     if not shared.any():
         return 0
     # Only pairs that touch are looked at: a table of all pairs of specks would not fit into memory.
-    pairs = predicted[shared].astype(np.int64) * (counts[1] + 1) + true[shared]
+    pairs = predicted[shared].astype(np.int64) * len(true_sizes) + true[shared]
     keys, overlap = np.unique(pairs, return_counts=True)
-    row, column = keys // (counts[1] + 1), keys % (counts[1] + 1)
-    union = np.bincount(predicted.ravel())[row] + np.bincount(true.ravel())[column] - overlap
+    row, column = np.divmod(keys, len(true_sizes))
+    union = predicted_sizes[row] + true_sizes[column] - overlap
     match = overlap >= min_iou * union
-    graph = csr_array((np.ones(match.sum()), (row[match] - 1, column[match] - 1)), shape=counts)
+    lesions = (len(predicted_sizes) - 1, len(true_sizes) - 1)
+    graph = csr_array((np.ones(match.sum()), (row[match] - 1, column[match] - 1)), shape=lesions)
     return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
-
-
-def _components(mask: Mask) -> tuple[Any, int]:
-    from scipy import ndimage
-
-    if not mask.size:
-        return np.zeros(mask.shape, dtype=np.int32), 0
-    numbers, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    return numbers, int(count)
 
 
 def _share(part: int, whole: int) -> float:

@@ -1,4 +1,4 @@
-"""What every number about masks starts from: two masks of one shape, the step of their grid, and no empty margin.
+"""What every number about masks starts from: two masks of one shape, their grid, no empty margin, and components.
 
 A *label map* holds whole numbers, shape (x, y, z), 0 for background. A *grid* is given as three spacings in millimetres
 or as a 4x4 affine (voxel index to RAS+ millimetres); an affine may be oblique and even sheared, because distances are
@@ -91,6 +91,20 @@ def crop_to_foreground(pred: Mask, truth: Mask) -> tuple[Mask, Mask]:
         box = tuple(slice(low, high) if other == axis else slice(None) for other in range(3))
         pred, truth = pred[box], truth[box]
     return pred, truth
+
+
+def components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return the component number of each voxel, 0 outside, and the voxels of each number, entry 0 being the outside.
+
+    A component is 26-connected: voxels that touch at a corner are one piece.
+
+    Args:
+        mask: Shape (x, y, z), bool.
+    """
+    from scipy import ndimage
+
+    numbers, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return numbers, np.bincount(numbers.ravel(), minlength=count + 1)
 
 
 def _whole(values: Mask, name: str) -> Mask:

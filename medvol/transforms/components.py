@@ -20,6 +20,7 @@ from monai.transforms import Transform
 from monai.utils import convert_to_dst_type
 
 from medvol.errors import MedvolError
+from medvol.metrics.masks import components
 from medvol.metrics.masks import voxel_volume_ml as volume_of_voxel_ml
 
 Mask = npt.NDArray[np.bool_]
@@ -71,18 +72,6 @@ class Cleaning:
             known = ", ".join(Cleaning.__dataclass_fields__)
             raise MedvolError("UNKNOWN_OPTION", found=f"cleaning step '{unknown[0]}'", expected=f"one of {known}")
         return Cleaning(**fields)
-
-
-def components(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Return the component number of each voxel, 0 outside, and the voxels of each number, entry 0 being the outside.
-
-    Args:
-        mask: Shape (x, y, z), bool.
-    """
-    from scipy import ndimage
-
-    numbers, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    return numbers, np.bincount(numbers.ravel(), minlength=count + 1)
 
 
 def keep_largest(mask: Mask) -> Mask:
