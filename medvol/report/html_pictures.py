@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.report.html_page import text
-from medvol.report.views import View
+from medvol.report.views import View, bar_length_mm
 
 Array = npt.NDArray[Any]
 
@@ -22,7 +22,6 @@ LONG_SIDE = 200.0
 MOST_PIXELS = 384
 """Along a side of an embedded picture: six cases of six pictures stay below 3 MB."""
 
-BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
 STRUCTURE_COLOURS = ("#56B4E9", "#E69F00", "#3fd0a2", "#F0E442", "#CC79A7", "#ff7a45")
 """Okabe and Ito's palette, the darker ones lightened to show on a grey image."""
 
@@ -189,8 +188,7 @@ def _letters(letters: str) -> list[str]:
 
 
 def _scale_bar(scale: float) -> str:
-    longest_mm = LONG_SIDE / scale / 3
-    length_mm = max((length for length in BAR_LENGTHS_MM if length <= longest_mm), default=BAR_LENGTHS_MM[0])
+    length_mm = bar_length_mm(LONG_SIDE / scale)
     end, floor = 6 + length_mm * scale, LONG_SIDE - 6
     return (
         f'<path d="M6 {floor:.1f}H{end:.1f}" stroke="#000" stroke-width="5"/>'

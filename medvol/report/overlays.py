@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.report.pictures import COLOURS, blank_figure, save_figure
-from medvol.report.views import CaseViews, View
+from medvol.report.views import CaseViews, View, bar_length_mm
 
 STRUCTURES_IN_LEGEND = 18
 """More names than this would leave no room for the slices."""
 
-_BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
 _ON_GREY = tuple(colour for colour in COLOURS if colour != "#000000")  # black does not show on an image
-
-
 _EDGES = (
     (0.02, 0.5, "left", "center"),
     (0.98, 0.5, "right", "center"),
@@ -44,7 +41,7 @@ def draw_overlays(path: Path, rows: Sequence[tuple[str, CaseViews]], structures:
 
     figure = blank_figure(9.6, 3.3 * len(rows) + 0.5)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0] if len(rows) > 1 else [figure]
-    colours = {name: _ON_GREY[index % len(_ON_GREY)] for index, name in enumerate(structures)}
+    colours = outline_colours(structures)
     shown: set[int] = set()
     for part, (heading, case) in zip(parts, rows, strict=True):
         for axes, view in zip(part.subplots(1, 3), case.views, strict=True):
@@ -85,6 +82,11 @@ def draw_dice_by_case(path: Path, dice: Mapping[str, Sequence[float]]) -> Path:
     return save_figure(figure, path)
 
 
+def outline_colours(structures: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each structure's outline; from the seventh on they come again."""
+    return {name: _ON_GREY[index % len(_ON_GREY)] for index, name in enumerate(structures)}
+
+
 def draw_view(axes: Any, view: View, structures: Mapping[str, int], colours: Mapping[str, str]) -> set[int]:
     """Draw one slice with its outlines, letters and a scale bar; return the labels on it."""
     axes.imshow(view.grey, cmap="gray", vmin=0, vmax=255, aspect=view.row_mm / view.column_mm, interpolation="nearest")
@@ -116,7 +118,7 @@ def _scale_bar(axes: Any, view: View) -> None:
     if not view.letters:
         return
     width_mm = view.grey.shape[1] * view.column_mm
-    length_mm = max((length for length in _BAR_LENGTHS_MM if length <= width_mm / 3), default=_BAR_LENGTHS_MM[0])
+    length_mm = bar_length_mm(width_mm)
     start, end = 0.04, 0.04 + length_mm / width_mm
     axes.plot([start, end], [0.04, 0.04], transform=axes.transAxes, color="white", lw=2)
     axes.text(start, 0.06, f"{length_mm} mm", transform=axes.transAxes, va="bottom", **_WHITE_ON_ANYTHING)

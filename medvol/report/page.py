@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.geometry import Affine
-from medvol.report.overlays import STRUCTURES_IN_LEGEND, draw_view
-from medvol.report.pictures import COLOURS, blank_figure
+from medvol.report.overlays import STRUCTURES_IN_LEGEND, draw_view, outline_colours
+from medvol.report.pictures import blank_figure
 from medvol.report.views import cut_views
 
 NOTICE = "Research use only. Not for clinical use."
 
-_ON_GREY = tuple(colour for colour in COLOURS if colour != "#000000")  # black does not show on an image
 _DPI = 120
 
 
@@ -41,7 +40,7 @@ def segmentation_page(
     nothing = np.broadcast_to(np.uint8(0), labels.shape)  # there is no truth to draw
     views = cut_views("", image, labels, nothing, affine, structures)
     names = list(structures)[:STRUCTURES_IN_LEGEND]
-    colours = {name: _ON_GREY[index % len(_ON_GREY)] for index, name in enumerate(structures)}
+    colours = outline_colours(structures)
     figure = blank_figure(9.6, 4.2 + 0.2 * -(-len(names) // 4))
     for axes, view in zip(figure.subplots(1, 3), views.views, strict=True):
         draw_view(axes, view, structures, colours)

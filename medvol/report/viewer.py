@@ -18,12 +18,9 @@ import numpy as np
 
 from medvol.errors import MedvolError
 from medvol.geometry import Volume
-from medvol.report.overlays import draw_view
-from medvol.report.pictures import COLOURS, blank_figure
-from medvol.report.views import LETTERS, Array, View, turned, turned_steps_mm, upright
-
-PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
-"""Plane to the axis that it lies across: x to the patient's right, y to the front, z to the head."""
+from medvol.report.overlays import draw_view, outline_colours
+from medvol.report.pictures import blank_figure
+from medvol.report.views import LETTERS, PLANES, Array, View, turned, turned_steps_mm, upright
 
 SLIDERS = ("left to right", "back to front", "feet to head")
 
@@ -62,14 +59,13 @@ class Viewer:
         """Return a matplotlib figure of the three planes through a voxel of the turned volume; the middle if None."""
         where = self.middle if place is None else place
         figure = blank_figure(9.0, 3.4)
-        named = self.structures.items()
-        colours = {name: COLOURS[index % (len(COLOURS) - 1)] for index, (name, _) in enumerate(named)}
+        colours = outline_colours(self.structures)
         shown: set[int] = set()
         width_mm, depth_mm, _ = (side * step for side, step in zip(self.grey.shape, self.steps_mm, strict=True))
         panes = figure.subplots(1, 3, width_ratios=[width_mm, width_mm, depth_mm])
         for axes, (plane, axis) in zip(panes, PLANES.items(), strict=True):
             shown |= draw_view(axes, self.view(plane, where[axis]), self.structures, colours)
-        present = [name for name, label in named if label in shown]
+        present = [name for name, label in self.structures.items() if label in shown]
         if present:
             from matplotlib.lines import Line2D
 

@@ -25,8 +25,13 @@ WINDOW_PERCENT = (1.0, 99.0)
 WINDOW_SPREADS = 4.0
 NEARBY_PIXELS = 5
 
+PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+"""Plane to the axis that it lies across: x to the patient's right, y to the front, z to the head."""
+
 LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 """Of the left, right, upper and lower edge."""
+
+_BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,12 @@ def cut_views(
     box = _box(arrays[1], arrays[2], steps_mm)
     grey, predicted, true = (array[box] for array in arrays)
     place = _middle(true, structures) or _middle(predicted, structures) or tuple(side // 2 for side in grey.shape)
-    planes = {"axial": 2, "coronal": 1, "sagittal": 0}
     labelled = (predicted != 0) | (true != 0)
-    slices = {plane: upright(grey, axis, place[axis]).astype(np.float32) for plane, axis in planes.items()}
-    marked = (upright(labelled, axis, place[axis]) for axis in planes.values())
+    slices = {plane: upright(grey, axis, place[axis]).astype(np.float32) for plane, axis in PLANES.items()}
+    marked = (upright(labelled, axis, place[axis]) for axis in PLANES.values())
     low, high = _window(list(zip(slices.values(), marked, strict=True)))
     views = []
-    for plane, axis in planes.items():
+    for plane, axis in PLANES.items():
         across, down = (other for other in range(3) if other != axis)
         scaled = np.nan_to_num((slices[plane] - low) * (255.0 / (high - low)))
         views.append(
@@ -138,6 +142,11 @@ def upright(array: Array, axis: int, index: int) -> Array:
     A view would keep the whole volume alive; `np.take` copies.
     """
     return np.asarray(np.take(array, index, axis=axis)[::-1, ::-1].T)
+
+
+def bar_length_mm(width_mm: float) -> int:
+    """Return the length of a scale bar: the longest round one within a third of the width of a picture, or 1."""
+    return max((length for length in _BAR_LENGTHS_MM if length <= width_mm / 3), default=_BAR_LENGTHS_MM[0])
 
 
 def _box(pred: Array, truth: Array, steps_mm: tuple[float, float, float]) -> tuple[slice, ...]:

@@ -12,7 +12,7 @@ from PIL import Image
 from medvol.errors import MedvolError
 from medvol.geometry import Volume, affine_from
 from medvol.phantoms.body import STRUCTURES, body
-from medvol.report import viewer
+from medvol.report import viewer, views
 from medvol.report.viewer import view
 
 SHAPE = (7, 8, 9)
@@ -41,12 +41,12 @@ def test_the_order_of_the_voxels_in_the_file_does_not_matter(flips, order):
     other = view(Volume(np.asarray(apply_orientation(plain.array, turn)), affine))
     expected = view(plain)
     assert other.steps_mm == pytest.approx(expected.steps_mm)
-    for plane in viewer.PLANES:
+    for plane in views.PLANES:
         np.testing.assert_array_equal(other.view(plane, 2).grey, expected.view(plane, 2).grey)
 
 
 def test_slices_have_the_proportions_of_the_spacing():
-    slices = {plane: view(ramp(affine_from((1.0, 1.5, 3.0)))).view(plane, 0) for plane in viewer.PLANES}
+    slices = {plane: view(ramp(affine_from((1.0, 1.5, 3.0)))).view(plane, 0) for plane in views.PLANES}
     assert (slices["axial"].row_mm, slices["axial"].column_mm) == pytest.approx((1.5, 1.0))
     assert (slices["coronal"].row_mm, slices["coronal"].column_mm) == pytest.approx((3.0, 1.0))
     assert (slices["sagittal"].row_mm, slices["sagittal"].column_mm) == pytest.approx((3.0, 1.5))
