@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from torch import Tensor
 
 from medvol.data.facts import Facts
 from medvol.data.image_facts import NORMALISATIONS
-from medvol.data.loading import collate_cases
+from medvol.data.loading import collate_cases, without_metadata
 from medvol.explain.heat_maps import HeatMap, heat_map
 from medvol.explain.permutation import auc_drops
 from medvol.inference.collect import CollectPredictions, Predictions
 from medvol.inference.record import ModelRecord
 from medvol.report.html_pictures import CasePicture
-from medvol.report.views import View
+from medvol.report.views import LETTERS, PLANES, WINDOW_PERCENT, View, upright
 from medvol.transforms.classes import class_probabilities
 
 logger = logging.getLogger(__name__)
@@ -31,10 +30,6 @@ logger = logging.getLogger(__name__)
 REPORT_CASES = 6
 MAP_SECONDS = 8.0
 """After this long no further heat map is begun; the cases that are left are shown without."""
-
-WINDOW_PERCENT = (1.0, 99.0)
-_PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
-"""Axis that is cut across, and the letters of the left, right, upper and lower edge."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +133,8 @@ def telling_cases(
 def _explained(evaluator: SupervisedEvaluator, item: dict[str, Any], label: int) -> HeatMap:
     """Return where the image of an item speaks for a class, with everything else that the network is given held."""
     prepared = evaluator.prepare_batch(collate_cases([item]), evaluator.state.device, False)
-    further = prepared[2] if len(prepared) == 4 else ()
-    return heat_map(evaluator.network, _plain(prepared[0])[0], label, further=[_plain(one) for one in further])
+    further = [without_metadata(one) for one in (prepared[2] if len(prepared) == 4 else ())]
+    return heat_map(evaluator.network, without_metadata(prepared[0])[0], label, further=further)
 
 
 def _says(predictions: Predictions, index: int, facts: Facts) -> str:
@@ -153,7 +148,7 @@ def _says(predictions: Predictions, index: int, facts: Facts) -> str:
 
 
 def _picture(kind: str, case: str, says: str, image: Tensor, seen: HeatMap | None, facts: Facts) -> CasePicture:
-    values = np.asarray(_plain(image).float().cpu())
+    values = np.asarray(without_metadata(image).float().cpu())
     heat = None if seen is None else np.asarray(seen.values.cpu())
     peak = 0.0 if heat is None else float(heat.max())
     about = _about(seen, peak)
@@ -170,14 +165,14 @@ def _picture(kind: str, case: str, says: str, image: Tensor, seen: HeatMap | Non
     grey = np.clip((values[0] - low) * (255 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
     steps = facts.spacing_mm or (1.0, 1.0, 1.0)
     views, heats_of = [], []
-    for plane, (axis, letters) in _PLANES.items():
+    for plane, axis in PLANES.items():
         across, down = (other for other in range(3) if other != axis)
-        cut = _cut(grey, axis, place[axis])
+        cut = upright(grey, axis, place[axis])
         name = plane if facts.has_geometry else f"across axis {axis + 1}"
-        shown = letters if facts.has_geometry else ""
+        shown = LETTERS[plane] if facts.has_geometry else ""
         views.append(View(name, cut, *_nothing(cut.shape), steps[down], steps[across], shown))
         if heat is not None and peak > 0:
-            heats_of.append(_cut(heat, axis, place[axis]) / peak)
+            heats_of.append(upright(heat, axis, place[axis]) / peak)
     if not facts.has_geometry:
         about = f"The files have no geometry: left and right are unknown. {about}"
     return CasePicture(kind, case, says, tuple(views), tuple(heats_of), about)
@@ -199,14 +194,5 @@ def _grey(values: npt.NDArray[Any], facts: Facts) -> npt.NDArray[np.uint8]:
     return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
 
 
-def _cut(volume: npt.NDArray[Any], axis: int, index: int) -> npt.NDArray[Any]:
-    """Return a slice with rows downwards, as `medvol.report.views` has it."""
-    return np.asarray(np.take(volume, index, axis=axis)[::-1, ::-1].T)
-
-
 def _nothing(shape: Sequence[int]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     return np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-
-
-def _plain(image: Tensor) -> Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else image

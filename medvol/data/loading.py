@@ -83,8 +83,13 @@ def collate_cases(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def without_metadata(image: torch.Tensor) -> torch.Tensor:
+    """Return the plain tensor of one that may be a MetaTensor, whose bookkeeping slows every operator."""
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
 def _stacked(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([one.as_tensor() if isinstance(one, MetaTensor) else one for one in images])
+    return torch.stack([without_metadata(one) for one in images])
 
 
 def training_loader(

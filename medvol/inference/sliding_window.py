@@ -22,6 +22,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from medvol.data.loading import without_metadata
 from medvol.errors import MedvolError
 from medvol.inference.runtime import Runtime, RuntimeInferer
 from medvol.inference.windows import Slab, Start, WindowPlan, WindowSums, constant_values, has_room, plan_windows
@@ -127,7 +128,7 @@ class SlidingWindow(Inferer):
         return self._stream(image, network, (), {})
 
     def _stream(self, image: Tensor, network: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Slab]:
-        image = image.as_tensor() if isinstance(image, MetaTensor) else image
+        image = without_metadata(image)
         if image.dim() != 4 or image.numel() == 0:
             raise MedvolError(
                 "WRONG_DIMS",
@@ -216,4 +217,4 @@ class _Predictor:
                 expected="one value per class and voxel of the window",
                 fix="set the network to eval(), and patch_size to sides that it can halve as often as it does",
             )
-        return logits.as_tensor() if isinstance(logits, MetaTensor) else logits
+        return without_metadata(logits)

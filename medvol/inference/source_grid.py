@@ -21,6 +21,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from medvol.data.loading import without_metadata
 from medvol.errors import MedvolError
 from medvol.geometry import Affine, same_grid, voxel_ml
 from medvol.inference.interpolate import TargetBlock, target_blocks
@@ -240,7 +241,7 @@ class LabelsOnSourced(MapTransform):
 
     def _labels(self, logits: Tensor, image: MetaTensor) -> MetaTensor:
         grid = SourceGrid.of(image)
-        values = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
+        values = without_metadata(logits)
         labels = np.empty(grid.shape, dtype=label_dtype(len(values)))
         # Streamed as `SlidingWindow` streams, so that both ways give the same labels to the bit.
         whole = Slab(stream_axis(values.shape[1:]), 0, values.detach().float())
