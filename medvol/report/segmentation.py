@@ -52,17 +52,13 @@ def write_predictions(path: str | Path, cases: SegmentedCases, split: str = "") 
     return Path(path)
 
 
-def evaluate_segmentation(
-    cases: SegmentedCases, *, bundle: str, split: str, baseline: Mapping[str, Any] | None = None, seed: int = 0
-) -> dict[str, Any]:
+def evaluate_segmentation(cases: SegmentedCases, *, bundle: str, split: str, seed: int = 0) -> dict[str, Any]:
     """Return the content of metrics.json: every metric with its 95 % interval, patients resampled.
 
     Args:
         cases: All with truth.
         bundle: Name of the bundle.
         split: Name of the split.
-        baseline: `{"name": ..., "metrics": {metric: {"value": ...}}}` of what the numbers are compared to. There is no
-            trivial one: an empty mask has a Dice of 0.
         seed: Of the resampling.
 
     Raises:
@@ -81,7 +77,7 @@ def evaluate_segmentation(
         "n_patients": len(set(patients)),
         "structures": list(cases.structures),
         "metrics": summarise(scores, patients, seed=seed),
-        "baseline": baseline,
+        "baseline": None,  # there is no trivial one: an empty mask has a Dice of 0
         "rules": _rules(cases),
         "empty_masks": empty_counts(scores),
     }
@@ -90,14 +86,7 @@ def evaluate_segmentation(
     return result
 
 
-def write_evaluation(
-    output_dir: str | Path,
-    cases: SegmentedCases,
-    *,
-    bundle: str,
-    split: str,
-    baseline: Mapping[str, Any] | None = None,
-) -> list[Path]:
+def write_evaluation(output_dir: str | Path, cases: SegmentedCases, *, bundle: str, split: str) -> list[Path]:
     """Write metrics.json, predictions.csv and the pictures; log the table; return the files.
 
     Args:
@@ -105,10 +94,9 @@ def write_evaluation(
         cases: All with truth.
         bundle: Name of the bundle.
         split: Name of the split.
-        baseline: See `evaluate_segmentation`.
     """
     folder = Path(output_dir)
-    result = evaluate_segmentation(cases, bundle=bundle, split=split, baseline=baseline)
+    result = evaluate_segmentation(cases, bundle=bundle, split=split)
     ready = json_ready(result)
     write_text(folder / "metrics.json", json.dumps(ready, indent=4))
     files = [folder / "metrics.json", write_predictions(folder / "predictions.csv", cases, split)]
@@ -132,18 +120,16 @@ def draw_evaluation(folder: Path, cases: SegmentedCases) -> list[Path]:
 
 
 def metrics_table(result: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table: metric, value, interval, and the baseline where there is one."""
-    baseline = (result["baseline"] or {}).get("metrics", {})
+    """Return the lines of a table: metric, value, interval."""
     width = max(len(name) for name in result["metrics"]) + 2
-    head = f"  {'metric':<{width}}{'value':>9}   {'95 % interval':<20}"
-    lines = [
+    return [
         f"{result['bundle']} on {result['split']}: {result['n_cases']} cases of {result['n_patients']} patients",
-        f"{head}{'baseline':>9}" if baseline else head.rstrip(),
+        f"  {'metric':<{width}}{'value':>9}   95 % interval",
+        *(
+            f"  {name:<{width}}{entry['value']:>9.3f}   {interval_text(entry['ci95'])}"
+            for name, entry in result["metrics"].items()
+        ),
     ]
-    for name, entry in result["metrics"].items():
-        line = f"  {name:<{width}}{entry['value']:>9.3f}   {interval_text(entry['ci95']):<20}"
-        lines.append(f"{line}{baseline[name]['value']:>9.3f}" if name in baseline else line.rstrip())
-    return lines
 
 
 def _rules(cases: SegmentedCases) -> dict[str, Any]:

@@ -60,8 +60,7 @@ def rows_of(path):
 
 def test_metrics_json_has_means_with_intervals_rules_and_counts(tmp_path):
     cases = add_cases(SegmentedCases(ORGANS, nsd_tolerance_mm=2.0, lesion_structures=["spleen"]))
-    baseline = {"name": "atlas", "metrics": {"dice": {"value": 0.4, "ci95": [0.3, 0.5]}}}
-    write_evaluation(tmp_path, cases, bundle="demo_segmentation", split="test", baseline=baseline)
+    write_evaluation(tmp_path, cases, bundle="demo_segmentation", split="test")
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert (result["bundle"], result["split"]) == ("demo_segmentation", "test")
     assert (result["n_cases"], result["n_patients"], result["structures"]) == (3, 2, list(ORGANS))
@@ -70,7 +69,7 @@ def test_metrics_json_has_means_with_intervals_rules_and_counts(tmp_path):
     assert result["metrics"]["hd95_mm_liver, right"]["value"] == pytest.approx((0 + 1.5 + 3.0) / 3)
     for entry in result["metrics"].values():
         assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
-    assert result["baseline"] == baseline
+    assert result["baseline"] is None
     assert result["rules"]["nsd_tolerance_mm"] == 2.0
     assert "diagonal" in result["rules"]["empty_mask"]["one_empty"]
     assert result["empty_masks"]["spleen"] == {"both_empty": 0, "missed": 0, "invented": 0}
@@ -137,17 +136,13 @@ def test_a_volume_without_geometry_counts_voxels_and_shows_no_letters():
     assert [view.letters for view in shown.views] == ["", "", ""]
 
 
-def test_the_table_shows_the_baseline_only_where_there_is_one(caplog, tmp_path):
+def test_the_table_of_metrics_is_logged(caplog, tmp_path):
     cases = add_cases(SegmentedCases(ORGANS))
     result = evaluate_segmentation(cases, bundle="demo", split="test")
     lines = metrics_table(result)
     assert lines[0] == "demo on test: 3 cases of 2 patients"
-    assert "baseline" not in lines[1]
+    assert lines[1].split()[:2] == ["metric", "value"]
     assert lines[2].split()[:2] == ["dice", "0.875"]
-    compared = metrics_table({**result, "baseline": {"name": "atlas", "metrics": {"dice": {"value": 0.4}}}})
-    assert compared[1].split()[-1] == "baseline"
-    assert compared[2].split()[-1] == "0.400"
-    assert compared[3].split() == lines[3].split()
     with caplog.at_level(logging.INFO, logger="medvol.report.segmentation"):
         write_evaluation(tmp_path, cases, bundle="demo", split="test")
     assert lines[2] in caplog.messages
