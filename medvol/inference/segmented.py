@@ -32,7 +32,7 @@ class SegmentedVolume:
         labels: Shape `grid.shape`, uint8 or uint16; a memmap of a file without a name, which vanishes with the array.
         grid: Where the voxels are.
         voxels_per_label: Voxels of each class, background first.
-        probabilities: Of the structures asked for, shape (structures, *grid.shape), or None.
+        probabilities: Of the structures asked for, float16, shape (structures, *grid.shape), or None.
     """
 
     labels: npt.NDArray[Any]
@@ -64,7 +64,6 @@ def predict_labels(
     *,
     folder_for_memmap: str | Path,
     structures: Sequence[int] = (),
-    probability_dtype: type[np.float16] | type[np.float32] = np.float16,
 ) -> SegmentedVolume:
     """Return the labels of a preprocessed volume on the grid that it was read from.
 
@@ -75,7 +74,6 @@ def predict_labels(
         folder_for_memmap: Folder in which labels and probabilities lie meanwhile, in files without names: they go away
             with the result, and with the process whatever ends it. The output folder is the place that has the room.
         structures: Classes whose probabilities are kept too.
-        probability_dtype: Type of the probabilities.
 
     Raises:
         MedvolError: `DISK_FULL` or `CANNOT_WRITE`, and what `SourceGrid.of`, `SlidingWindow.slabs` and
@@ -91,7 +89,7 @@ def predict_labels(
     probabilities = None
     if structures:
         # Structures last, so that each one's values lie together.
-        scratch = _scratch_array(folder_for_memmap, (*grid.shape, len(structures)), probability_dtype)
+        scratch = _scratch_array(folder_for_memmap, (*grid.shape, len(structures)), np.float16)
         probabilities = np.moveaxis(scratch, -1, 0)
     counts = labels_on_source(
         chain([first], slabs),

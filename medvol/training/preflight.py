@@ -44,7 +44,7 @@ class MemoryEstimate:
 
     Args:
         weights_gb: Parameters and buffers of the network.
-        state_gb: While training: the two moments of AdamW and the averaged copy.
+        state_gb: The two moments of AdamW and the averaged copy.
         tensors_gb: Most that all other tensors hold at one time, gradients and workspace included.
         process_gb: What Python and its libraries take.
     """
@@ -61,15 +61,9 @@ class MemoryEstimate:
 
 
 def predict_memory(
-    network: nn.Module,
-    input_shape: Sequence[int],
-    batch_size: int,
-    *,
-    training: bool = True,
-    loss: Loss | None = None,
-    dtype_bytes: int = 4,
+    network: nn.Module, input_shape: Sequence[int], batch_size: int, *, loss: Loss | None = None
 ) -> MemoryEstimate:
-    """Return the memory that a step will take, without taking it.
+    """Return the memory that a training step in float32 will take, without taking it.
 
     Peak resident memory of two training steps in a process of its own, in GiB: 3 classes, Dice and cross-entropy,
     AdamW, averaged copy, freed memory kept as training keeps it. The layout, which channels last made 11 % larger,
@@ -80,7 +74,6 @@ def predict_memory(
     | unet, width 16 | 40 x 56 x 40 | 4 | 1.18 | 1.21 |
     | unet, width 16 | 64 x 64 x 64 | 2 | 1.59 | 1.62 |
     | unet, width 16 | 96 x 96 x 96 | 2 | 3.80 | 3.59 |
-    | the same in bfloat16 | 96 x 96 x 96 | 2 | 2.13 | 2.19 |
     | swin_unetr, feature size 24 | 64 x 64 x 64 | 2 | 2.17 | 2.44 |
     | swin_unetr, feature size 24 | 96 x 96 x 96 | 2 | 5.39 | 5.86 |
 
@@ -88,19 +81,16 @@ def predict_memory(
         network: Any network on any device; a copy is run on the meta device.
         input_shape: Channel and spatial size of one volume, (channel, x, y, z).
         batch_size: Volumes per step.
-        training: Whether gradients and an optimiser are needed; else one forward pass is counted.
         loss: Takes logits, or the list of them that a network with deep supervision returns, and labels
             (n, 1, x, y, z); None sums the logits.
-        dtype_bytes: 4, or 2 for bfloat16.
 
     Raises:
         MedvolError: `BAD_PATCH_SIZE` when the network does not take the shape.
     """
     weights = sum(one.nbytes for one in (*network.parameters(), *network.buffers()))
     # Gradients appear in the run and are counted there.
-    state = 3 * weights if training else 0
-    peak = _peak_bytes(network, (batch_size, *input_shape), training=training, loss=loss, half=dtype_bytes == 2)
-    return MemoryEstimate(weights / GIB, state / GIB, WORKSPACE * peak / GIB)
+    peak = _peak_bytes(network, (batch_size, *input_shape), loss)
+    return MemoryEstimate(weights / GIB, 3 * weights / GIB, WORKSPACE * peak / GIB)
 
 
 def require_fits(predicted_gb: float, available_gb: float, *, spatial_size: Sequence[int], batch_size: int) -> None:
@@ -192,25 +182,23 @@ def available_memory_gb(device: torch.device | None = None) -> float:
     return free / GIB
 
 
-def _peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool, loss: Loss | None, half: bool) -> int:
-    twin = _twin(network, training=training, half=half)
+def _peak_bytes(network: nn.Module, shape: Sequence[int], loss: Loss | None) -> int:
+    twin = _twin(network)
     with _LiveBytes() as live:
         outputs = _run(twin, shape)
-        if training:
-            _total(outputs, shape, loss).backward()
+        _total(outputs, shape, loss).backward()
     return live.peak
 
 
-def _twin(network: nn.Module, *, training: bool = True, half: bool = False) -> nn.Module:
-    """Return a copy of the network on the meta device."""
-    return copy.deepcopy(network).to("meta", torch.bfloat16 if half else torch.float32).train(training)
+def _twin(network: nn.Module) -> nn.Module:
+    """Return a copy of the network on the meta device, ready to be trained."""
+    return copy.deepcopy(network).to("meta", torch.float32).train()
 
 
 def _run(twin: nn.Module, shape: Sequence[int]) -> Any:
     """Return what a network on the meta device makes of a batch."""
-    dtype = next((one.dtype for one in twin.parameters()), torch.float32)
-    with torch.set_grad_enabled(twin.training):
-        return twin(torch.empty(tuple(shape), device="meta", dtype=dtype))
+    with torch.enable_grad():
+        return twin(torch.empty(tuple(shape), device="meta", dtype=torch.float32))
 
 
 def _total(outputs: Any, shape: Sequence[int], loss: Loss | None) -> Tensor:

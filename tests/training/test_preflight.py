@@ -56,23 +56,21 @@ def test_a_linear_layer_is_counted_by_hand():
 
 def test_what_works_in_place_is_not_counted_twice():
     def peak(inplace):
-        network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(inplace=inplace), nn.ReLU(inplace=inplace))
-        return predict_memory(network, (1, 10, 11, 12), 1, training=False).tensors_gb * GIB / WORKSPACE
+        layers = (nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(inplace=inplace), nn.ReLU(inplace=inplace))
+        network = nn.Sequential(*layers).to("meta")
+        with torch.no_grad(), preflight._LiveBytes() as live:
+            network(torch.empty(1, 1, 10, 11, 12, device="meta"))
+        return live.peak
 
     voxels = 10 * 11 * 12
     assert peak(True) == 4 * voxels * (1 + 8)
     assert peak(False) == 4 * voxels * (1 + 8 + 8)
 
 
-def test_more_volumes_and_gradients_take_more():
+def test_more_volumes_take_more():
     network = unet(1, 3, spatial_size=(16, 16, 16), width=8)
     one, two = (predict_memory(network, (1, 16, 16, 16), count).tensors_gb for count in (2, 4))
     assert 1.8 < two / one <= 2
-    inference = predict_memory(network, (1, 16, 16, 16), 2, training=False)
-    assert inference.state_gb == 0
-    assert inference.tensors_gb < one / 2
-    half = predict_memory(network, (1, 16, 16, 16), 2, dtype_bytes=2).tensors_gb
-    assert 0.4 < half / one < 0.6
 
 
 def test_the_network_itself_stays_where_and_as_it_is():
@@ -84,13 +82,12 @@ def test_the_network_itself_stays_where_and_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("size", "batch", "dtype_bytes", "measured_gb"),
-    [((40, 56, 40), 4, 4, 1.18), ((64, 64, 64), 2, 4, 1.59), ((96, 96, 96), 2, 4, 3.80), ((96, 96, 96), 2, 2, 2.13)],
+    ("size", "batch", "measured_gb"), [((40, 56, 40), 4, 1.18), ((64, 64, 64), 2, 1.59), ((96, 96, 96), 2, 3.80)]
 )
-def test_the_prediction_is_within_15_percent_of_what_was_measured(size, batch, dtype_bytes, measured_gb):
+def test_the_prediction_is_within_15_percent_of_what_was_measured(size, batch, measured_gb):
     # Recorded: peak resident memory of two steps in a process of its own, by the script below at other sizes.
     network = unet(1, 3, spatial_size=size, width=16)
-    estimate = predict_memory(network, (1, *size), batch, loss=DeepDiceCeLoss(), dtype_bytes=dtype_bytes)
+    estimate = predict_memory(network, (1, *size), batch, loss=DeepDiceCeLoss())
     assert estimate.total_gb == pytest.approx(measured_gb, rel=0.15)
 
 
