@@ -6,7 +6,7 @@ is, so the bootstrap here always draws patients, with all their cases.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medvol.errors import MedvolError
-from medvol.metrics.classification import Floats, Labels, check_predictions, weighted_auc, weighted_metrics
+from medvol.metrics.classification import Floats, check_predictions, weighted_auc, weighted_metrics
 
-Metric = Callable[[Labels, Floats], float]
 Intervals = dict[str, dict[str, Any]]
 
 _CHUNK_ELEMENTS = 4_000_000
@@ -63,13 +62,12 @@ def bootstrap_intervals(
     labels: npt.ArrayLike,
     probabilities: npt.ArrayLike,
     groups: Sequence[Hashable] | npt.NDArray[Any],
-    metric_fns: Mapping[str, Metric] | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Intervals:
-    """Return each metric with its percentile interval, patients resampled with replacement.
+    """Return each of the eight standard metrics with its percentile interval, patients resampled with replacement.
 
     Resamples in which a metric is undefined (nan) are dropped and counted. A percentile interval can miss the value
     itself, because resampling inflates the ECE; the bound is then the value.
@@ -78,7 +76,6 @@ def bootstrap_intervals(
         labels: Class indices, shape (n,).
         probabilities: Shape (n, classes).
         groups: The patient of each case, length n.
-        metric_fns: Name to function of (labels, probabilities); the eight standard metrics when None (much faster).
         resamples: Number of resamples.
         seed: Equal seeds give equal intervals.
         level: Coverage aimed at; it names the key, `ci95` for 0.95.
@@ -91,17 +88,9 @@ def bootstrap_intervals(
     """
     truth, scores = check_predictions(labels, probabilities)
     weights = resampled_weights(groups, len(truth), resamples, seed)
-    once = np.ones((1, len(truth)))
-
-    def custom(drawn: Floats, functions: Mapping[str, Metric]) -> dict[str, Floats]:
-        rows = [np.repeat(np.arange(len(truth)), times) for times in drawn.astype(np.int64)]
-        return {name: np.array([fn(truth[row], scores[row]) for row in rows]) for name, fn in functions.items()}
-
-    def standard(drawn: Floats) -> dict[str, Floats]:
-        return weighted_metrics(truth, scores, drawn)
-
-    measure = standard if metric_fns is None else lambda drawn: custom(drawn, metric_fns)
-    return percentile_intervals(measure(once), (measure(drawn) for drawn in weights), groups, level)
+    resampled = (weighted_metrics(truth, scores, drawn) for drawn in weights)
+    once = weighted_metrics(truth, scores, np.ones((1, len(truth))))
+    return percentile_intervals(once, resampled, groups, level)
 
 
 def bootstrap_means(
