@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from monai.networks.nets import ResNet
-from torch import Tensor, nn
+from torch import nn
 
 from medvol.errors import MedvolError
 from medvol.networks.published import LoadedWeights, load_exactly, read_state
@@ -65,11 +65,6 @@ def load_torchvision_resnet50(
     source = cached_resnet50() if weights is None else weights
     file = source if isinstance(source, str | Path) else ""
     return load_exactly(network, read_state(source), head=HEAD, file=file, optional=COUNTERS)
-
-
-def torchvision_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the weights by torchvision's names, for its `resnet50().load_state_dict`."""
-    return dict(network.state_dict())
 
 
 def cached_resnet50() -> Path:

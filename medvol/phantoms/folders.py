@@ -61,20 +61,6 @@ def made_once(
     return target / TABLE
 
 
-def read_marker(folder: str | PathLike[str]) -> dict[str, Any]:
-    """Return the marker of a generated folder: arguments, known numbers, truth by case.
-
-    Raises:
-        MedvolError: NOT_A_COHORT when there is none.
-    """
-    marker = _marker_of(Path(folder))
-    if marker is None:
-        raise MedvolError(
-            "NOT_A_COHORT", file=folder, found=f"no readable {MARKER}", expected="a folder that medvol generated"
-        )
-    return marker
-
-
 def _inspect(target: Path, arguments: Mapping[str, Any]) -> str:
     """Return "absent", "intact", or "stale" for one that may be replaced; refuse anything that is not ours."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -150,15 +150,6 @@ def require_inside(share: Floats, what: str) -> None:
             expected="one free voxel around it",
             fix="make it smaller, move it to the middle, or pass a larger grid",
         )
-
-
-def with_noise(phantom: Phantom, rng: np.random.Generator, sigma: float) -> Phantom:
-    """Return the phantom with Gaussian noise of standard deviation `sigma` added to its image."""
-    if not sigma >= 0:
-        raise bad_argument(f"sigma={sigma}", "at least 0")
-    array = phantom.image.array.astype(np.float64)
-    noisy = array + rng.normal(0.0, sigma, array.shape)
-    return replace(phantom, image=replace(phantom.image, array=noisy.astype(np.float32)))
 
 
 def bad_argument(found: str, expected: str, fix: str = "") -> MedvolError:

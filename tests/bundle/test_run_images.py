@@ -13,7 +13,7 @@ from PIL import Image
 
 from medvol.errors import find_refusal
 from medvol.geometry import Volume
-from medvol.networks.resnet2d import resnet50_2d, torchvision_state
+from medvol.networks.resnet2d import resnet50_2d
 from medvol.networks.vit2d import timm_state, vit2d
 from medvol.phantoms.cohort import classification_cohort
 from medvol.phantoms.dicom import write_dicom_series
@@ -204,7 +204,7 @@ def test_folders_of_other_names_are_predicted_and_labels_of_other_classes_not_sh
 
 def test_a_frozen_encoder_keeps_the_published_weights_and_statistics_and_the_head_learns(tmp_path, cohort, train):
     torch.manual_seed(3)
-    published = torchvision_state(resnet50_2d(3, 1000))
+    published = resnet50_2d(3, 1000).state_dict()
     torch.save(published, tmp_path / "resnet50.pth")
     train(RESNET, tmp_path / "o", cohort, pretrained=str(tmp_path / "resnet50.pth"), freeze_encoder=True)
     trained = torch.load(tmp_path / "o" / "models" / "model.pt", weights_only=True)
@@ -254,7 +254,7 @@ def test_weights_of_another_network_are_refused_and_so_are_those_for_another_num
     tmp_path, cohort, train
 ):
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    torch.save(torchvision_state(resnet50_2d(3, 5)), tmp_path / "colour.pth")
+    torch.save(resnet50_2d(3, 5).state_dict(), tmp_path / "colour.pth")
     for name, options in (("other.pth", {}), ("colour.pth", {"normalisation": "zero_one", "in_channels": 1})):
         with pytest.raises(Exception) as wrapped:  # noqa: PT011
             train(RESNET, tmp_path / "o", cohort, pretrained=str(tmp_path / name), **options)

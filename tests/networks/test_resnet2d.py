@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from medvol.errors import MedvolError
-from medvol.networks.resnet2d import cached_resnet50, load_torchvision_resnet50, resnet50_2d, torchvision_state
+from medvol.networks.resnet2d import cached_resnet50, load_torchvision_resnet50, resnet50_2d
 
 STAGES = [(1, 3, 64), (2, 4, 128), (3, 6, 256), (4, 3, 512)]
 
@@ -94,7 +94,7 @@ def test_published_weights_give_the_logits_of_the_published_layout_and_come_back
     result = load_torchvision_resnet50(network, tmp_path / "resnet50.pth")
     assert set(result.loaded) == set(state)
     assert (result.left, result.ignored) == ((), ())
-    back = torchvision_state(network)
+    back = network.state_dict()
     assert list(back) == list(state)
     assert all(torch.equal(back[name], state[name]) for name in state)
     images = torch.randn(2, 3, 40, 65, generator=torch.Generator().manual_seed(1))

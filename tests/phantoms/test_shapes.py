@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from medvol.errors import MedvolError
 from medvol.geometry import affine_from, apply_affine, is_sheared, spacing_mm
 from medvol.phantoms import grid as grid_module
-from medvol.phantoms.grid import Grid, centred_grid, coverage, oblique_affine, oblique_grid, with_noise
+from medvol.phantoms.grid import Grid, centred_grid, coverage, oblique_affine, oblique_grid
 from medvol.phantoms.shapes import ball, ball_distance, box, ellipsoid_distance, shell
 from medvol.phantoms.vessel import VesselShape, vessel, vessel_distance
 
@@ -162,22 +162,9 @@ def test_a_vessel_that_does_not_fit_is_refused():
         lambda: ball(samples=0),
         lambda: Grid((0, 1, 1), np.eye(4)),
         lambda: Grid((1, 1, 1), np.diag([1.0, 0.0, 1.0, 1.0])),
-        lambda: with_noise(ball(), np.random.default_rng(0), -1.0),
     ],
 )
 def test_arguments_that_describe_no_phantom_are_refused(make):
     with pytest.raises(MedvolError) as refusal:
         make()
     assert refusal.value.code == "BAD_ARGUMENT"
-
-
-def test_noise_has_its_sigma_repeats_with_its_generator_and_leaves_the_phantom_alone():
-    clean = ball(values=(100.0, 0.0))
-    before = clean.image.array.copy()
-    noisy = with_noise(clean, np.random.default_rng(3), 5.0)
-    again = with_noise(clean, np.random.default_rng(3), 5.0)
-    np.testing.assert_array_equal(noisy.image.array, again.image.array)
-    np.testing.assert_array_equal(clean.image.array, before)
-    assert (noisy.image.array - before).std() == pytest.approx(5.0, rel=0.03)
-    assert noisy.image.array.dtype == np.float32
-    assert noisy.answer == clean.answer

@@ -8,7 +8,7 @@ from torch import nn
 from medvol.data.loading import training_loader
 from medvol.errors import MedvolError
 from medvol.inference.runtime import RuntimeInferer
-from medvol.networks.resnet2d import resnet50_2d, torchvision_state
+from medvol.networks.resnet2d import resnet50_2d
 from medvol.networks.vit2d import timm_state, vit2d
 from medvol.training.transfer import FrozenInferer, freeze_all_but, start_resnet50, start_vit, training_inferer
 
@@ -56,7 +56,7 @@ def test_dropout_of_a_frozen_encoder_is_off_and_its_learning_layer_trains():
 
 
 def test_published_weights_are_loaded_from_a_file_and_the_head_stays_random(tmp_path):
-    published, network = torchvision_state(resnet50_2d(3, 7)), resnet50_2d(3, 2)
+    published, network = resnet50_2d(3, 7).state_dict(), resnet50_2d(3, 2)
     head = network.fc.weight.clone()
     torch.save(published, tmp_path / "resnet50.pth")
     started = start_resnet50(network, str(tmp_path / "resnet50.pth"), freeze_encoder=True)
@@ -72,7 +72,7 @@ def test_the_hub_cache_is_looked_at_and_nothing_downloaded(tmp_path, monkeypatch
 
 
 def test_published_weights_without_their_normalisation_are_warned_of(tmp_path, caplog):
-    torch.save(torchvision_state(resnet50_2d(1, 7)), tmp_path / "resnet50.pth")
+    torch.save(resnet50_2d(1, 7).state_dict(), tmp_path / "resnet50.pth")
     for normalisation, count in (("imagenet", 0), ("half", 0), ("zero_one", 1)):
         caplog.clear()
         start_resnet50(resnet50_2d(1, 7), str(tmp_path / "resnet50.pth"), normalisation=normalisation)
