@@ -94,7 +94,7 @@ class MedvolError(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'X'?` for the closest of `choices`, or an empty string when none is close."""
+    """Return `did you mean 'X'?` for the closest of `choices`, or an empty string when none is close."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"did you mean '{matches[0]}'?" if matches else ""
 

@@ -119,7 +119,7 @@ def draft_of_table(table: Table, options: Options, facts: dict[str, Any], *, kin
         for cell, values, where in zip(cells, features, table.where, strict=True)
     )
     notes_on_others = (
-        *_identifiers(table, features, patient),
+        *_identifiers(features, patient),
         *(
             f"column '{name}' holds only words for splits, but was read as a covariate"
             for name in split_like(table, others)
@@ -153,7 +153,7 @@ def _has_case(table: Table) -> bool:
     )
 
 
-def _identifiers(table: Table, features: list[dict[str, str | float | None]], patient: str | None) -> list[str]:
+def _identifiers(features: list[dict[str, str | float | None]], patient: str | None) -> list[str]:
     """Return a sentence for each covariate that looks like an identifier rather than a feature."""
     notes = []
     for name in features[0]:

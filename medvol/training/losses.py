@@ -1,4 +1,4 @@
-"""Classification losses for one-logit and many-logit networks."""
+"""Losses: of classes, for one-logit and many-logit networks; of structures, over all outputs of a deep supervision."""
 
 from __future__ import annotations
 
