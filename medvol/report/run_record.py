@@ -54,7 +54,7 @@ def write_run_record(
         "peak_memory_mb": round(peak_memory_mb()),
         **facts,
         "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "machine": {"system": platform.platform(), "processor": processor_model()},
         "outputs": {str(file): file_sha256(file) for file in files},
         "config": config,
     }
@@ -78,6 +78,14 @@ def peak_memory_mb() -> float:
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def processor_model() -> str:
+    """Return the model of the processor, or its architecture where the system does not say more."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from medvol.report.classification import (
 )
 from medvol.report.outdated import require_current
 from medvol.report.pictures import draw_training
-from medvol.report.run_record import write_run_record
+from medvol.report.run_record import processor_model, write_run_record
 
 CLASSES = ("healthy, left", "sick")
 
@@ -160,6 +161,14 @@ def test_the_run_record_holds_the_checksum_of_every_output_and_keeps_other_modes
     assert record["train"]["peak_memory_mb"] > 10
     assert record["train"]["versions"]["monai"].startswith("1.6")
     assert record["train"]["config"] == {"seed": 1}
+    assert record["train"]["machine"]["processor"] == processor_model() != ""
+
+
+def test_the_model_of_the_processor_is_named_where_the_system_knows_it():
+    described = Path("/proc/cpuinfo")
+    if not described.is_file() or "model name" not in described.read_text():
+        pytest.skip("the system names no model")
+    assert f"model name\t: {processor_model()}" in described.read_text()
 
 
 def test_an_evaluation_of_before_a_training_is_said_to_be_outdated_and_not_compared(tmp_path, caplog):
