@@ -21,7 +21,7 @@ from medvol.io.atomic import write_atomically, write_text
 from medvol.io.deid_file import Deidentified, DeidOptions, deidentify_file
 from medvol.io.deid_key import key_check
 from medvol.io.deid_profile import Profile, load_profile
-from medvol.io.dicom_header import is_dicom
+from medvol.io.dicom_header import is_dicom_file
 from medvol.io.files import cannot_read, existing, walk_files
 
 RECORD = "deid.json"
@@ -125,8 +125,7 @@ def _attempt(path: Path, options: DeidOptions, profile: Profile, report: DeidRep
 
 def _looks_like_dicom(path: Path) -> bool:
     try:
-        with path.open("rb") as stream:
-            return is_dicom(stream.read(132))
+        return is_dicom_file(path)
     except OSError as error:
         raise cannot_read(path, error) from error
 

@@ -14,6 +14,7 @@ import numpy as np
 from medvol.errors import MedvolError
 from medvol.io.deid_streams import blank_comments
 from medvol.io.dicom_file import truncated
+from medvol.io.dicom_stored import words
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _ACQUIRED = tuple(f"{_STORAGE}{tail}" for tail in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130"))
@@ -80,7 +81,7 @@ def _risk(dataset: Any, uid: str) -> str:
         return ""
     name = _class_name(uid)
     burned = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
-    kind = [str(one).strip().upper() for one in _list(dataset.get("ImageType"))]
+    kind = words(dataset, "ImageType")
     acquired = uid in _ACQUIRED
     signs = (
         (any(word in name for word in (*_CAPTURES, *_PHOTOGRAPHS)), name),
@@ -168,10 +169,6 @@ def _is(dataset: Any, keyword: str, value: str) -> bool:
 
 def _has_place(dataset: Any) -> bool:
     return bool(dataset.get("ImagePositionPatient")) or "PerFrameFunctionalGroupsSequence" in dataset
-
-
-def _list(value: Any) -> list[Any]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def _class_name(uid: str) -> str:

@@ -16,15 +16,11 @@ from medvol.io.dicom_tags import frame_scale, frame_tags
 
 def expand(dataset: Any, header: SliceHeader) -> tuple[SliceHeader, ...]:
     """Return one slice per frame of an enhanced file, or the file's header with the reason why that is impossible."""
-    from pydicom.dataset import Dataset
-
     groups: Any = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     problem = header.problem or _problem(dataset, header, len(groups))
     if problem is not None:
         return (replace(header, problem=problem),)
-    shared_groups: Any = dataset.get("SharedFunctionalGroupsSequence") or ()
-    # Some writers repeat everything per frame and leave out the shared groups.
-    shared = shared_groups[0] if len(shared_groups) else Dataset()
+    shared = shared_groups(dataset)
     return tuple(_frame(own, shared, header, index) for index, own in enumerate(groups))
 
 
@@ -47,6 +43,15 @@ def _frame(own: Any, shared: Any, header: SliceHeader, index: int) -> SliceHeade
         scale=frame_scale(own, shared),
         has_real_world=header.has_real_world or any("RealWorldValueMappingSequence" in one for one in groups),
     )
+
+
+def shared_groups(dataset: Any) -> Any:
+    """Return what all frames of an enhanced file have in common, as a data set."""
+    from pydicom.dataset import Dataset
+
+    groups: Any = dataset.get("SharedFunctionalGroupsSequence") or ()
+    # Some writers repeat everything per frame and leave out the shared groups.
+    return groups[0] if len(groups) else Dataset()
 
 
 def group_values(groups: tuple[Any, Any], sequence: str, keyword: str, count: int) -> Numbers | None:

@@ -122,6 +122,12 @@ def is_dicom(head: bytes) -> bool:
     return (head[4:6].isalpha() and head[4:6].isupper()) or (is_group and struct.unpack("<I", head[4:8])[0] <= 1024)
 
 
+def is_dicom_file(path: Path) -> bool:
+    """Tell from a file's beginning whether it is DICOM."""
+    with path.open("rb") as stream:
+        return is_dicom(stream.read(132))
+
+
 def read_slice_headers(path: Path) -> tuple[SliceHeader, ...]:
     """Read the headers of the slices in a DICOM file; none when it holds no image (a report, a segmentation).
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from medvol.errors import MedvolError
 from medvol.geometry import Affine, lps_to_ras
 from medvol.io.dicom_file import truncated
-from medvol.io.dicom_frames import group_values
+from medvol.io.dicom_frames import group_values, shared_groups
 from medvol.io.dicom_geometry import COSINE_TOLERANCE
 from medvol.io.dicom_target import Referenced
 
@@ -57,10 +57,7 @@ def frames_of(dataset: Any, path: Path) -> tuple[Frame, ...]:
     count = int(dataset.get("NumberOfFrames") or 1)
     if len(groups) != count:
         raise _refusal("BAD_DICOM", path, f"{count} frames with {len(groups)} functional groups")
-    from pydicom.dataset import Dataset
-
-    shared_groups: Any = dataset.get("SharedFunctionalGroupsSequence") or ()
-    shared = shared_groups[0] if len(shared_groups) else Dataset()
+    shared = shared_groups(dataset)
     is_map = str(dataset.get("SegmentationType")) == LABELMAP
     return tuple(_frame((own, shared), path, is_map=is_map) for own in groups)
 

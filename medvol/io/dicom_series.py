@@ -21,7 +21,7 @@ from medvol.io.dicom_pixels import read_stack
 from medvol.io.dicom_quantity import settle_quantity
 from medvol.io.dicom_resample import fill_planes, interpolate_planes
 from medvol.io.dicom_select import Selection, fragment_of, parse_selection
-from medvol.io.dicom_volumes import Parted, part_volumes, several_volumes
+from medvol.io.dicom_volumes import Parted, only_volume, part_volumes, several_volumes
 from medvol.io.files import existing
 from medvol.io.options import ReadOptions, with_texts
 from medvol.io.voxels import require_size
@@ -133,10 +133,7 @@ def read_series(path: Path | str, fragment: str | None = None, options: ReadOpti
     options = with_texts(options or ReadOptions(), selection.options, path)
     group, notes = choose_group(scan(path), path, selection)
     _require_readable(group)
-    parts = part_volumes(group, selection)
-    if len(parts) > 1:
-        raise several_volumes(parts, path if path.is_dir() else path.parent)
-    arranged = _arrange(parts[0], options, is_part=bool(selection.tags))
+    arranged = _arrange(only_volume(group, selection, path), options, is_part=bool(selection.tags))
     rows, columns = arranged.slices[0].size
     size = len(arranged.slices) * 2 + (0 if arranged.planes is None else len(arranged.planes) * 4)
     require_size(size * rows * columns, path, options)

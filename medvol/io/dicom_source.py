@@ -26,10 +26,10 @@ from medvol.geometry import Affine, apply_affine, lps_to_ras, spacing_mm
 from medvol.io.dicom_file import dicom_errors
 from medvol.io.dicom_geometry import Arranged, arrange
 from medvol.io.dicom_groups import choose_group, scan
-from medvol.io.dicom_header import Numbers, SliceHeader, is_dicom
+from medvol.io.dicom_header import Numbers, SliceHeader, is_dicom_file
 from medvol.io.dicom_select import parse_selection
 from medvol.io.dicom_target import GRID_TOLERANCE
-from medvol.io.dicom_volumes import part_volumes, several_volumes
+from medvol.io.dicom_volumes import only_volume
 from medvol.io.dicom_walk import walk_header
 from medvol.io.files import existing
 from medvol.io.options import ReadOptions, with_texts
@@ -110,10 +110,7 @@ def is_dicom_reference(ref: str | PathLike[str]) -> bool:
         MedvolError: `NOT_FOUND` or `BAD_REFERENCE`.
     """
     path = existing(parse_reference(ref).path)
-    if path.is_dir():
-        return True
-    with path.open("rb") as stream:
-        return is_dicom(stream.read(132))
+    return path.is_dir() or is_dicom_file(path)
 
 
 def dicom_source(ref: str | PathLike[str]) -> DicomSource:
@@ -129,19 +126,29 @@ def dicom_source(ref: str | PathLike[str]) -> DicomSource:
     path = reference.path
     selection = parse_selection(reference.key, path)
     group, _ = choose_group(scan(path), path, selection)
-    parts = part_volumes(group, selection)
-    if len(parts) > 1:
-        raise several_volumes(parts, path if path.is_dir() else path.parent)
-    if parts[0].slices[0].position is None and len(parts[0].slices) == 1:
-        arranged = Arranged(parts[0].slices, np.eye(4), ())  # a single picture, as of a 2D study
+    slices = only_volume(group, selection, path).slices
+    if slices[0].position is None and len(slices) == 1:
+        arranged = Arranged(slices, np.eye(4), ())  # a single picture, as of a 2D study
     else:
-        arranged = arrange(parts[0].slices, with_texts(ReadOptions(), selection.options, path))
+        arranged = arrange(slices, with_texts(ReadOptions(), selection.options, path))
     for one in arranged.slices:
         _require_uids(one)
     with dicom_errors(arranged.slices[0].path):
         classes = _classes(arranged.slices)
         header = _cleaned(arranged.slices[0])
     return DicomSource(reference.text, arranged, header, classes)
+
+
+def source_references(source: DicomSource) -> list[Any]:
+    """Return an item for each file of a source, which names it by class and instance."""
+    from pydicom.dataset import Dataset
+
+    references = []
+    for class_uid, instance_uid in source.instances:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = class_uid, instance_uid
+        references.append(reference)
+    return references
 
 
 def not_dicom(ref: str | PathLike[str], case: str = "") -> MedvolError:

@@ -51,6 +51,13 @@ def whole(dataset: Any, keyword: str) -> int | None:
     return None if value in (None, "") else int(value)
 
 
+def words(dataset: Any, keyword: str) -> list[str]:
+    """Return a text attribute's values in capitals; none when absent."""
+    value = dataset.get(keyword)
+    values = [] if value is None else [value] if isinstance(value, str) else value
+    return [str(one).strip().upper() for one in values]
+
+
 def stored_of(dataset: Any, place: tuple[int, int]) -> Stored:
     """Return how a file's pixels stand in it; `place` is the first byte of native pixels, and that of fragments."""
     allocated = whole(dataset, "BitsAllocated") or 0

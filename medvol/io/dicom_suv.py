@@ -27,7 +27,7 @@ from typing import Any
 from medvol.errors import MedvolError
 from medvol.io.dicom_file import check_inflated_size, dicom_errors
 from medvol.io.dicom_header import SliceHeader
-from medvol.io.dicom_stored import numbers
+from medvol.io.dicom_stored import numbers, words
 
 LEAST_DOSE_BQ = 1e5
 """Smaller doses were meant as megabecquerel: patients get 1e7 to 1e9 Bq, mice no less than 1e6."""
@@ -152,7 +152,7 @@ def _of_counts(one: _Facts, earliest: datetime | None) -> tuple[float, str]:
 
 
 def _of_activity(one: _Facts, earliest: datetime | None) -> tuple[float, str]:
-    corrected = {str(word).strip().upper() for word in _listed(one.dataset.get("CorrectedImage"))}
+    corrected = set(words(one.dataset, "CorrectedImage"))
     if not {"ATTN", "DECY"} <= corrected:
         raise one.refusal("no correction of attenuation and decay in CorrectedImage", "ATTN and DECY")
     way = one.text("DecayCorrection")
@@ -230,7 +230,3 @@ def _parse(one: _Facts, date: str, clock: str) -> datetime:
     except ValueError:
         raise one.refusal("a date or time that cannot be read", "YYYYMMDD and HHMMSS") from None
     return moment + timedelta(seconds=float(f"0.{found[3] or 0}"))
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -14,9 +14,9 @@ from medvol.errors import MedvolError
 from medvol.geometry import Affine, spacing_mm
 from medvol.io.dicom_geometry import arrange
 from medvol.io.dicom_groups import choose_group, scan
-from medvol.io.dicom_header import is_dicom
+from medvol.io.dicom_header import is_dicom_file
 from medvol.io.dicom_select import parse_selection
-from medvol.io.dicom_volumes import part_volumes, several_volumes
+from medvol.io.dicom_volumes import only_volume
 from medvol.io.files import existing
 from medvol.io.options import ReadOptions, with_texts
 from medvol.io.reference import Reference, parse_reference
@@ -74,7 +74,7 @@ def target_of(image: str | PathLike[str]) -> Target:
     """
     reference = parse_reference(image)
     path = existing(reference.path)
-    if path.is_dir() or _is_dicom_file(path):
+    if path.is_dir() or is_dicom_file(path):
         return _target_of_series(reference)
     from medvol.io.read import read_channels
 
@@ -117,10 +117,8 @@ def _target_of_series(reference: Reference) -> Target:
     path = reference.path
     selection = parse_selection(reference.key, path)
     group, _ = choose_group(scan(path), path, selection)
-    parts = part_volumes(group, selection)
-    if len(parts) > 1:
-        raise several_volumes(parts, path if path.is_dir() else path.parent)
-    arranged = arrange(parts[0].slices, with_texts(ReadOptions(), selection.options, path))
+    slices = only_volume(group, selection, path).slices
+    arranged = arrange(slices, with_texts(ReadOptions(), selection.options, path))
     first = arranged.slices[0]
     rows, columns = first.size
     count = len(arranged.slices) if arranged.planes is None else len(arranged.planes)
@@ -132,8 +130,3 @@ def _target_of_series(reference: Reference) -> Target:
         series_uid=first.series_uid,
         instance_uids=frozenset(one.instance_uid for one in arranged.slices if one.instance_uid),
     )
-
-
-def _is_dicom_file(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return is_dicom(stream.read(132))

@@ -60,6 +60,18 @@ def part_volumes(group: Sequence[SliceHeader], selection: Selection) -> tuple[Pa
     return parts
 
 
+def only_volume(group: Sequence[SliceHeader], selection: Selection, path: Path) -> Parted:
+    """Return the volume of the slices of one image that was found at a path.
+
+    Raises:
+        MedvolError: `SEVERAL_VOLUMES`, or what `part_volumes` finds.
+    """
+    parts = part_volumes(group, selection)
+    if len(parts) > 1:
+        raise several_volumes(parts, path if path.is_dir() else path.parent)
+    return parts[0]
+
+
 def _part_places(group: Sequence[SliceHeader], selection: Selection) -> tuple[Parted, ...]:
     ordered, levels = sort_slices(group)
     places = np.concatenate([[0], np.cumsum(np.diff(levels) > place_tolerance(ordered[0]))])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_atomically
-from medvol.io.dicom_source import DicomSource, writing
+from medvol.io.dicom_source import DicomSource, source_references, writing
 from medvol.io.dicom_write_seg import Algorithm, WrittenObject, series_facts, written_object
 
 
@@ -53,7 +53,6 @@ def write_picture(
 
 def _capture(picture: npt.NDArray[np.uint8], source: DicomSource, algorithm: Algorithm, description: str) -> Any:
     import highdicom as hd
-    from pydicom.dataset import Dataset
     from pydicom.uid import ExplicitVRLittleEndian
 
     dataset = hd.sc.SCImage.from_ref_dataset(
@@ -70,10 +69,5 @@ def _capture(picture: npt.NDArray[np.uint8], source: DicomSource, algorithm: Alg
     dataset.PatientOrientation = []
     dataset.Laterality = ""  # must be there where no body part is named, and may be empty
     dataset.ImageType = ["DERIVED", "SECONDARY"]
-    references = []
-    for class_uid, instance_uid in source.instances:
-        reference = Dataset()
-        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = class_uid, instance_uid
-        references.append(reference)
-    dataset.SourceImageSequence = references
+    dataset.SourceImageSequence = source_references(source)
     return dataset

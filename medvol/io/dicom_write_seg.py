@@ -24,7 +24,7 @@ from medvol.errors import MedvolError, require_choice
 from medvol.geometry import Affine, spacing_mm
 from medvol.io.atomic import write_atomically
 from medvol.io.dicom_rle import encode_frame
-from medvol.io.dicom_source import DicomSource, on_source_grid, writing
+from medvol.io.dicom_source import DicomSource, on_source_grid, source_references, writing
 from medvol.io.segment_codes import Code, Structure
 
 KINDS = ("labelmap", "labelmap-jpegls", "binary")
@@ -270,8 +270,6 @@ def _placeholder(number: int) -> str:
 
 def _name_sources(dataset: Any, source: DicomSource) -> None:
     """Put the files and frames that planes come from in the place of the planes' numbers."""
-    from pydicom.dataset import Dataset
-
     plane_of = {_placeholder(number): index for number, (index, _) in enumerate(source.planes)}
     for group in dataset.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence") or ():
@@ -284,10 +282,6 @@ def _name_sources(dataset: Any, source: DicomSource) -> None:
                     item.ReferencedSOPInstanceUID = one.instance_uid
                     if one.frames > 1:
                         item.ReferencedFrameNumber = one.frame + 1
-    references = []
-    for class_uid, instance_uid in source.instances:
-        reference = Dataset()
-        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = class_uid, instance_uid
-        references.append(reference)
+    references = source_references(source)
     dataset.SourceImageSequence = references
     dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = references
