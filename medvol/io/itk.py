@@ -12,7 +12,7 @@ import numpy as np
 from medvol.errors import MedvolError
 from medvol.geometry import Affine, Volume, affine_from, lps_to_ras
 from medvol.io.itk_header import TextHeader, check_payload, problem_of_geometry, read_text_header
-from medvol.io.options import ReadOptions
+from medvol.io.options import ReadOptions, assumed_affine
 from medvol.io.voxels import Array, require_size, settle_axes, settle_values
 
 _IMAGE_IO = {"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
@@ -104,10 +104,8 @@ def _array(image: Any, components: int) -> Array:
 
 def _affine(image: Any, problem: str, path: Path, options: ReadOptions) -> tuple[Affine, tuple[str, ...]]:
     if problem and options.assume_spacing_mm is not None:
-        steps = ", ".join(f"{step:g}" for step in options.assume_spacing_mm)
-        return affine_from(options.assume_spacing_mm), (
-            f"{problem}: spacing {steps} mm and RAS axes assumed as asked for",
-        )
+        affine, note = assumed_affine(options.assume_spacing_mm)
+        return affine, (f"{problem}: {note}",)
     if problem:
         raise MedvolError(
             "NO_GEOMETRY",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from medvol.errors import MedvolError
-from medvol.geometry import Affine, affine_from, apply_affine, spacing_mm
-from medvol.io.options import ReadOptions
+from medvol.geometry import Affine, apply_affine, spacing_mm
+from medvol.io.options import ReadOptions, assumed_affine
 
 AGREE_MM = 0.1
 """Largest distance between a voxel's places by qform and sform that still counts as agreement."""
@@ -93,8 +93,8 @@ def _assumed(file: str | PathLike[str], options: ReadOptions, why: str) -> tuple
             expected="a spacing and an orientation",
             fix="write them into the header, or say assume_spacing_mm=(x, y, z)",
         )
-    steps = ", ".join(f"{step:g}" for step in options.assume_spacing_mm)
-    return affine_from(options.assume_spacing_mm), (f"{why}: spacing {steps} mm and RAS axes assumed as asked for",)
+    affine, note = assumed_affine(options.assume_spacing_mm)
+    return affine, (f"{why}: {note}",)
 
 
 def _matrix(header: Any, chosen: str, file: str | PathLike[str]) -> Affine:

@@ -13,7 +13,7 @@ import numpy as np
 
 from medvol.errors import MedvolError
 from medvol.geometry import Volume
-from medvol.io.options import ReadOptions
+from medvol.io.options import ReadOptions, assumed_affine
 from medvol.io.reference import Reference
 from medvol.io.voxels import Array, require_size, settle_axes, settle_values
 
@@ -123,15 +123,12 @@ def array_volume(array: Array, reference: Reference, options: ReadOptions) -> Vo
 
     With `assume_spacing_mm` the volume gets that spacing on RAS axes, and a note.
     """
-    from medvol.geometry import affine_from
-
     array, channel_axis, axis_notes = settle_axes(array, reference.path, options)
     array, value_notes = settle_values(array, reference.path, options)
     spacing = options.assume_spacing_mm
     affine, note = np.eye(4), NO_GEOMETRY_NOTE
     if spacing is not None:
-        affine = affine_from(spacing)
-        note = f"spacing {', '.join(f'{step:g}' for step in spacing)} mm and RAS axes assumed as asked for"
+        affine, note = assumed_affine(spacing)
     return Volume(
         array=array,
         affine=affine,

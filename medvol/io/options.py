@@ -14,6 +14,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from medvol.errors import MedvolError, nearest
+from medvol.geometry import Affine, affine_from
 
 AFFINE_CHOICES = ("auto", "qform", "sform")
 UNEVEN_CHOICES = ("refuse", "resample", "fill")
@@ -111,6 +112,12 @@ REFERENCE_OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "uneven_spacing": str,
 }
 """Options that the fragment of a DICOM reference may carry, and how their text is understood."""
+
+
+def assumed_affine(spacing_mm: tuple[float, float, float]) -> tuple[Affine, str]:
+    """Return the affine of `assume_spacing_mm`, and the sentence that notes it."""
+    steps = ", ".join(f"{step:g}" for step in spacing_mm)
+    return affine_from(spacing_mm), f"spacing {steps} mm and RAS axes assumed as asked for"
 
 
 def with_texts(options: ReadOptions, pairs: Sequence[tuple[str, str]], file: str | PathLike[str] = "") -> ReadOptions:
