@@ -16,12 +16,12 @@ from medvol.data.splits import assign_splits, fold_splits
 from medvol.data.table import Study, Task, items, require_features, require_images, require_task, write_table
 from medvol.errors import MedvolError
 from medvol.phantoms.cohort import classification_cohort, segmentation_cohort
+from medvol.phantoms.scenes import CLASSES
 
 logger = logging.getLogger(__name__)
 
 COHORT_FOLDER = "synthetic_cohort"
 TABLE_FILE = "cases.csv"
-COHORT_CLASSES = ("vessel", "aneurysm")  # the last of two classes is the positive one
 COHORT_CASES_PREDICTED = 16
 FOLDS = 5
 TABULAR_SEED, TABULAR_FRACTIONS = 42, (0.64, 0.16, 0.2)  # of the split of rows
@@ -263,7 +263,7 @@ def _opened(dataset_dir: str, output_dir: str | Path, layout: str, **options: An
     """Return the user's study, or the synthetic one, whose columns and classes are its own."""
     if dataset_dir:
         return open_study(str(dataset_dir), **options)
-    return open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, layout), classes=COHORT_CLASSES)
+    return open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, layout), classes=CLASSES)
 
 
 def _synthetic_cohort(folder: Path, layout: str) -> str:

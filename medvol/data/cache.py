@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from medvol.data import cache_codec
 from medvol.data.cache_chain import AfterCache, as_chain, count_cached, run, run_cached, seed_item
-from medvol.data.cache_counts import SharedCounts
+from medvol.data.cache_counts import NAMES, SharedCounts
 from medvol.data.cache_crop import Source, StartOf, build_crop, from_memory
 from medvol.data.cache_key import case_name, chain_digest, item_keys
 from medvol.data.cache_store import CacheFolder
@@ -157,7 +157,7 @@ class CachedVolumes(Dataset[Any]):
     @property
     def stats(self) -> CacheStats:
         """Return the counts so far; lists the folder."""
-        counts = {name: self._counts.total(name) for name in ("hits", "misses", "damaged", "uncached")}
+        counts = {name: self._counts.total(name) for name in NAMES}
         on_disk = sum(entry.nbytes for entry in self._tiers.folder.entries())
         return CacheStats(**counts, ram_bytes=self._tiers.ram_used, disk_bytes=on_disk)
 

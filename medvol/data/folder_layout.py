@@ -10,9 +10,10 @@ from pathlib import Path
 
 from medvol.data.build import SPLIT_WORDS
 from medvol.data.labels import MOST_NUMBER_CLASSES, sorted_classes
-from medvol.data.paths import DICOM_SUFFIXES, has_image_suffix, without_suffix
+from medvol.data.paths import has_image_suffix, without_suffix
 from medvol.data.study import SPLITS
 from medvol.errors import MedvolError
+from medvol.io.files import DICOM_SUFFIXES
 
 NOT_CLASSES = frozenset(
     (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medvol.errors import MedvolError, nearest
+from medvol.io.files import DICOM_SUFFIXES
 
 IMAGE_SUFFIXES = (
     ".nii.gz",
@@ -25,13 +26,9 @@ IMAGE_SUFFIXES = (
     ".tif",
     ".tiff",
     ".bmp",
-    ".dcm",
-    ".dicom",
-    ".ima",
+    *DICOM_SUFFIXES,
 )
 """Endings by which a cell of a table is taken for the name of an image or a mask."""
-
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _UNSAFE = re.compile(r"[^\w.\-]+")
 

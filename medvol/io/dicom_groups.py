@@ -11,12 +11,10 @@ from medvol.io.dicom_file import truncated
 from medvol.io.dicom_header import SliceHeader, is_dicom, read_slice_headers
 from medvol.io.dicom_select import IMAGE_TAGS, Selection, fragment_of, select, tag_of
 from medvol.io.dicom_stored import Numbers
-from medvol.io.files import cannot_read, walk_files
+from medvol.io.files import DICOM_SUFFIXES, cannot_read, walk_files
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one image; rounding of scanners drifts by 4e-4."""
-
-_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _LOCALIZERS = {"LOCALIZER", "SCOUT", "SURVEY"}
 
@@ -60,7 +58,7 @@ def scan(path: Path) -> Scan:
             raise cannot_read(file, error) from error
         if path.is_dir() and (file.name.upper() == "DICOMDIR" or not is_dicom(head)):
             others += 1
-            if file.suffix.lower() in _SUFFIXES:
+            if file.suffix.lower() in DICOM_SUFFIXES:
                 damaged.append(_no_dicom(file, head))
             continue
         try:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from medvol.errors import MedvolError, nearest
 
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
 
 def existing(path: Path) -> Path:
     """Return the path when there is a file or folder.

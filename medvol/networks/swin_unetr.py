@@ -56,8 +56,7 @@ def swin_unetr(
             computation does not cover.
     """
     del img_size
-    if feature_size < 1 or feature_size % 12:
-        raise MedvolError("UNKNOWN_OPTION", found=f"feature_size {feature_size}", expected="a multiple of 12")
+    require_feature_size(feature_size)
     for name, needed in (("spatial_dims", 3), ("patch_size", 2), ("attn_drop_rate", 0.0), ("use_hyena", False)):
         if settings.get(name, needed) != needed:
             raise MedvolError(
@@ -72,6 +71,16 @@ def swin_unetr(
     network = FastSwinUnetr(stock)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stub lacks it
     return network
+
+
+def require_feature_size(feature_size: int) -> None:
+    """Refuse channels that the attention heads of the four stages do not divide.
+
+    Raises:
+        MedvolError: `UNKNOWN_OPTION`.
+    """
+    if feature_size < 1 or feature_size % 12:
+        raise MedvolError("UNKNOWN_OPTION", found=f"feature_size {feature_size}", expected="a multiple of 12")
 
 
 def require_swin_size(size: Sequence[int]) -> None:

@@ -15,10 +15,9 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
-from medvol.errors import MedvolError
 from medvol.networks.fast_norm import use_fast_norm
 from medvol.networks.published import LoadedWeights, load_exactly, read_state
-from medvol.networks.swin_unetr import MULTIPLE, FastSwinTransformer
+from medvol.networks.swin_unetr import MULTIPLE, FastSwinTransformer, require_feature_size
 from medvol.networks.vit_blocks import (
     HEAD,
     POSITIONS,
@@ -145,8 +144,7 @@ def swin_classifier(
         MedvolError: `INPUT_SIZE` with the multiple, or `UNKNOWN_OPTION` for a feature size.
     """
     require_patches("swin_classifier", spatial_size, MULTIPLE)
-    if feature_size < 1 or feature_size % 12:
-        raise MedvolError("UNKNOWN_OPTION", found=f"feature_size {feature_size}", expected="a multiple of 12")
+    require_feature_size(feature_size)
     stock = SwinTransformer(
         in_chans=in_channels,
         embed_dim=feature_size,

@@ -19,7 +19,7 @@ from medvol.phantoms.body import body, varied_organs
 from medvol.phantoms.grid import Floats, Grid, bad_argument, coverage, oblique_affine
 from medvol.phantoms.vessel import VesselShape, vessel_distance
 
-CLASSES = ("vessel", "aneurysm")
+CLASSES = ("vessel", "aneurysm")  # the last of two classes is the positive one
 
 PREVALENCE = 0.4
 LATENT_CORRELATION = 0.5
