@@ -69,19 +69,17 @@ class Axis:
         return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def axis_over(label: str, values: Sequence[float], *, whole: bool = False, floor: float | None = None) -> Axis:
+def axis_over(label: str, values: Sequence[float]) -> Axis:
     """Return an axis that spans the values with a margin of 5 %.
 
     Args:
         label: With its unit.
         values: What must fit; values that are not finite are left out.
-        whole: Whether ticks are whole numbers.
-        floor: Where the axis starts, if not below the lowest value.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     margin = 0.05 * (high - low) or max(0.5, 0.05 * abs(high))
-    return Axis(label, low - margin if floor is None else floor, high + margin, whole)
+    return Axis(label, low - margin, high + margin)
 
 
 def chart(title: str, series: Sequence[Series], x: Axis, y: Axis, *, says: str = "") -> str:
