@@ -22,9 +22,8 @@ from medvol.data.sampling import thinned
 from medvol.data.study import Case, Study
 from medvol.data.table import require_images, require_task
 from medvol.errors import MedvolError
-from medvol.geometry import Volume, share_geometry
+from medvol.geometry import Volume, share_geometry, voxel_ml
 from medvol.io.labels import LabelMap, find_label, read_label
-from medvol.metrics.masks import voxel_volume_ml
 
 Array = npt.NDArray[Any]
 
@@ -145,8 +144,7 @@ def take_fingerprint(study: Study, *, show_progress: bool = True) -> Fingerprint
         counts.update(found)
         holding.update(found.keys())
         first_case = dict.fromkeys(found, case.case) | first_case
-        voxel_ml = voxel_volume_ml(mask.affine)
-        volumes_ml.update({value: number * voxel_ml for value, number in found.items()})
+        volumes_ml.update({value: number * voxel_ml(mask.affine) for value, number in found.items()})
         _require_few(counts, case.case)
         if case.case in chosen:
             one, inside = _sample(case, mask, channels=in_file)

@@ -11,7 +11,7 @@ from medvol.data.build import lists_to_splits
 from medvol.data.folder_layout import ClassFolders, files_below
 from medvol.data.folder_patients import PATIENTS_FILE, with_folder_patients, with_listed_patients
 from medvol.data.labels import sorted_classes
-from medvol.data.paths import has_image_suffix, without_suffix
+from medvol.data.paths import has_image_suffix, require_path, without_suffix
 from medvol.data.study import Draft, Options, Row
 from medvol.errors import MedvolError
 
@@ -67,15 +67,7 @@ def read_volumes(path: Path, options: Options) -> Draft:
     if options.require_label and path.is_dir() and _holds_only_mat(path):
         return read_cjdata(path)
     if options.require_label:
-        raise MedvolError(
-            "NO_LABEL",
-            file=path,
-            found="no table, dataset.json, label array or class folders"
-            if path.is_dir()
-            else "a single file without labels",
-            expected="images with labels",
-            fix="write a case table cases.csv with the columns image and label",
-        )
+        raise _no_label(path)
     from medvol.io import find_volumes
 
     found = find_volumes(path)
@@ -92,6 +84,32 @@ def read_volumes(path: Path, options: Options) -> Draft:
     refused = [f"reading '{one.name}' will be refused: {one.verdict}" for one in found if one.verdict]
     kind = "one volume" if path.is_file() else f"folder of {len(rows)} volumes"
     return Draft(rows, str(path), str(path), notes=(f"read as: {kind}", *refused))
+
+
+def names_part(source: str) -> bool:
+    """Tell whether a source names one volume within a file or folder, by what stands behind `#`."""
+    base, mark, _ = source.partition("#")
+    return bool(mark) and not Path(source).expanduser().exists() and Path(base).expanduser().exists()
+
+
+def read_part(source: str, options: Options) -> Draft:
+    """Read one volume of several in a file or folder, such as `scans#EchoTime=9.2` or `pair.npz#after`, without labels.
+
+    Raises:
+        MedvolError: `NO_LABEL` when labels are required.
+    """
+    base, _, part = source.partition("#")
+    path = require_path(base)
+    if options.require_label:
+        raise _no_label(path)
+    row = Row((f"{path}#{part}",), case=path.name if path.is_dir() else without_suffix(path.name))
+    return Draft((row,), str(path), str(path.parent), notes=("read as: one volume",))
+
+
+def _no_label(path: Path) -> MedvolError:
+    found = "no table, dataset.json, label array or class folders" if path.is_dir() else "a single file without labels"
+    fix = "write a case table cases.csv with the columns image and label"
+    return MedvolError("NO_LABEL", file=path, found=found, expected="images with labels", fix=fix)
 
 
 def read_cjdata(folder: Path) -> Draft:

@@ -184,7 +184,9 @@ def _image_columns(table: Table, options: Options) -> tuple[list[str], tuple[str
                 "MISSING_COLUMN",
                 file=table.file,
                 found=f"no column 'image', but '{candidate[:40]}' holds file names",
-                fix="rename it to 'image'",
+                fix="add a first line that names the columns, this one 'image'"
+                if has_image_suffix(candidate)
+                else "rename it to 'image'",
                 details=table.columns,
             )
     return [], ()

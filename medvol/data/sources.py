@@ -33,7 +33,7 @@ from medvol.data.folder_patients import PATIENTS_FILE
 from medvol.data.paths import has_image_suffix, require_path
 from medvol.data.source_arrays import read_npy_folder, read_npz
 from medvol.data.source_datalist import is_datalist, read_datalist
-from medvol.data.source_folders import read_class_folders, read_volumes
+from medvol.data.source_folders import names_part, read_class_folders, read_part, read_volumes
 from medvol.data.source_nnunet import is_nnunet, read_nnunet
 from medvol.data.source_table import read_csv, read_json, read_json_rows
 from medvol.data.study import TASKS, Draft, Options, Study, Task, raise_refusal
@@ -92,6 +92,8 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         require_image=require_image,
         report=report,
     )
+    if names_part(source):
+        return build_study(read_part(source, options), options)
     path = require_path(source)
     draft = _read_folder(path, options) if path.is_dir() else _read_file(path, options)
     return build_study(draft, options)

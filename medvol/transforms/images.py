@@ -18,6 +18,7 @@ from torch import Tensor
 
 from medvol.data.facts import Facts
 from medvol.data.image_facts import COLOURS, FIXED_RANGES, GREY, NORMALISATIONS, is_grey, two_of
+from medvol.data.loading import without_metadata
 from medvol.data.sampling import thinned
 from medvol.errors import MedvolError
 from medvol.io.images import read_image
@@ -83,7 +84,7 @@ class RequireImaged(Transform):
         count = len(image)
         if count == len(self.channels) or (count == 1 and self.channels == COLOURS):
             return dict(data)
-        if count == 3 and self.channels == GREY and is_grey(_plain(image).numpy().transpose(1, 2, 0)):
+        if count == 3 and self.channels == GREY and is_grey(without_metadata(image).numpy().transpose(1, 2, 0)):
             return {**data, self.key: image[1:2]}
         raise MedvolError(
             "WRONG_CHANNELS",
@@ -107,7 +108,7 @@ class ResizeImaged(Transform):
         image = data[self.key]
         if tuple(image.shape[1:]) == self.spatial_size:
             return dict(data)
-        resized = F.interpolate(_plain(image)[None], self.spatial_size, mode="bilinear", antialias=True)[0]
+        resized = F.interpolate(without_metadata(image)[None], self.spatial_size, mode="bilinear", antialias=True)[0]
         return {**data, self.key: MetaTensor(resized, meta=image.meta) if isinstance(image, MetaTensor) else resized}
 
 
@@ -135,7 +136,7 @@ class MeasureImaged(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with `intensity`, shape (channels of the network, 4)."""
-        image = _plain(data[self.key])
+        image = without_metadata(data[self.key])
         if self.limits is None:
             # Of colours in common: percentiles of each would change the hue.
             low, high = torch.stack([percentiles(one) for one in ([image] if self.is_colour else image)]).T
@@ -169,7 +170,3 @@ def percentiles(image: Tensor) -> Tensor:
     values = thinned(image.reshape(-1), QUANTILE_VOXELS).float()
     low, high = torch.quantile(values, torch.tensor(CLIP_PERCENT) / 100)
     return torch.stack([low, high]) if high > low else torch.stack(values.aminmax())
-
-
-def _plain(image: Tensor) -> Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else image

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medvol.data.cache_chain import AfterCache
 from medvol.data.facts import Facts
+from medvol.data.loading import without_metadata
 from medvol.data.sampling import thinned
 from medvol.errors import MedvolError
 
@@ -79,7 +80,7 @@ class MeasureIntensityd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with `intensity`, shape (channel, 4)."""
         item = dict(data)
-        image = _plain(item[self.key])
+        image = without_metadata(item[self.key])
         if self.limits is None:
             item["intensity"] = torch.stack([robust_limits(channel) for channel in image])
             return item
@@ -113,12 +114,8 @@ class NormaliseIntensityd(Transform, AfterCache):
         """Return the item with a float32 image and without `intensity`."""
         item = dict(data)
         image, limits = item[self.key], item.pop("intensity")
-        result = normalise(_plain(image), _plain(limits))
+        result = normalise(without_metadata(image), without_metadata(limits))
         item[self.key] = MetaTensor(result, meta=image.meta) if isinstance(image, MetaTensor) else result
         if isinstance(image, MetaTensor):
             item[self.key].applied_operations = image.applied_operations
         return item
-
-
-def _plain(image: Tensor) -> Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else image

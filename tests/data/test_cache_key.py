@@ -418,5 +418,5 @@ def test_every_module_that_a_cached_step_runs_is_in_the_key(monkeypatch):
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (hashed.add(path), read_bytes(path))[1])
     assert len(cache_key._source_digest()) == 16
-    makes_no_voxel = {root / "errors.py", root / "metrics" / "masks.py"}  # words of refusals, millilitres of plans
+    makes_no_voxel = {root / "errors.py", root / "metrics" / "masks.py"}  # words of refusals, parts of predictions
     assert reached - hashed == makes_no_voxel

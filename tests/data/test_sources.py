@@ -779,3 +779,20 @@ def test_stacked_npy_made_of_a_real_npz_reads_like_it(tmp_path: Path) -> None:
 def test_a_dicom_tree_is_a_case_per_series() -> None:
     study = open_study(real("mr_dicom_studies"), require_label=False)
     assert (study.task, len(study.cases)) == ("unlabelled", 5)
+
+
+def test_a_part_of_a_file_is_one_volume(tmp_path: Path) -> None:
+    np.savez(tmp_path / "pair.npz", before=np.zeros(SHAPE), after=np.ones(SHAPE))
+    source = f"{tmp_path}/pair.npz#after"
+    (case,) = open_study(source, require_label=False).cases
+    assert (case.case, case.image) == ("pair", (source,))
+    assert refused("NO_LABEL", source).file.endswith("pair.npz")
+
+
+def test_a_path_with_a_hash_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "pair.npz").touch()
+    np.save(tmp_path / "pair.npz#after.npy", np.zeros(SHAPE))
+    (case,) = open_study(f"{tmp_path}/pair.npz#after.npy", require_label=False).cases
+    assert case.image == (f"{tmp_path}/pair.npz#after.npy",)
+    with pytest.raises(MedvolError, match=r"NOT_FOUND: .*did you mean 'pair\.npz"):
+        open_study(f"{tmp_path}/pear.npz#after", require_label=False)

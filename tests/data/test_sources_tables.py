@@ -154,6 +154,14 @@ def test_other_spellings_of_the_patient_column_group_all_the_same(folder: Path, 
     assert f"column '{name}' read as the patient" in study.notes
 
 
+def test_a_list_without_a_header_is_told_to_get_one(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.nii.gz").touch()
+    (tmp_path / "list.csv").write_text("a.nii.gz\nb.nii.gz\nc.nii.gz\n")
+    with pytest.raises(MedvolError, match="MISSING_COLUMN.*add a first line that names the columns, this one 'image'"):
+        open_study(str(tmp_path / "list.csv"), require_label=False)
+
+
 def test_a_column_may_be_declared_to_be_none_of_ours(folder: Path) -> None:
     study = table(folder, "image,label,patient\na.nii.gz,x,7\nb.nii.gz,y,7\n", patient_column="")
     assert [case.patient for case in study.cases] == ["a", "b"]
