@@ -1,8 +1,8 @@
 """A folder of scans and a table of labels as one case table.
 
-The row of a scan is found by whatever both know: the Patient ID of a DICOM header, its pseudonym and the case name that
-`medvol scan --csv` writes, the name of the file, or that of any folder above it. The Patient ID is compared and
-forgotten: the table holds the pseudonym.
+The row of a scan is found by what both know: the Patient ID of a DICOM header, its pseudonym and the case name that
+`medvol scan --csv` writes, the path, the name of the file, or that of a folder above it. For all scans it is one kind
+of word, see `medvol.bundle.new_matching`. The Patient ID is compared and forgotten: the table holds the pseudonym.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvol.data.column_roles import missing_column
+from medvol.bundle.new_matching import PATH, Found, Scan, deciding_kind, find_rows, names_of, word_of
+from medvol.data.column_roles import find_column, missing_column
 from medvol.data.columns import Table, read_delimited
 from medvol.data.labels import is_missing
-from medvol.data.paths import require_path, resolve, without_suffix
+from medvol.data.paths import require_path, resolve
 from medvol.data.sources import open_study
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_text
@@ -34,23 +34,13 @@ IDENTIFIERS = ("case", "patient", "series", "image", "file", "id")
 SHOWN = 6
 
 
-@dataclass(frozen=True)
-class Scan:
-    """A volume, and the words by which a row of the table may name it."""
-
-    case: str
-    patient: str
-    reference: str
-    words: frozenset[str]
-
-
 def write_labelled_table(
     folder: str, labels: str, path: Path, *, label_column: str = "label", series: str = ""
 ) -> tuple[str, ...]:
     """Write the case table of a folder's scans that a table gives a label to, and return what was assumed.
 
     Columns of the table besides the label and the one that names the scan become covariates, or `patient` and `split`
-    where they are called so.
+    where they are called so. Without a column of patients the scans that one row names are of one patient.
 
     Args:
         folder: Tree of DICOM files, or folder of volumes.
@@ -66,15 +56,20 @@ def write_labelled_table(
     if label_column not in table.columns:
         raise missing_column(table, label_column)
     scans, notes = _scans(folder, series)
-    column = _naming_column(table, label_column, scans)
-    rows = _rows_by_word(table, column, label_column)
-    found = [(scan, rows[word]) for scan in scans for word in sorted(scan.words & rows.keys())[:1]]
-    write_text(path, _written(table, found, path, {"case": column, "label": label_column}))
-    used = {id(row) for _, row in found}
-    idle = len({id(row) for row in rows.values()} - used)
-    notes.append(f"labels of {Path(labels).name}: column '{column}' names {len(found)} of {len(scans)} scans")
-    if len(found) < len(scans):
-        notes.append(f"{len(scans) - len(found)} scans without a label are left out")
+    known = all(scan.patient for scan in scans)
+    patient, read_as = (None, ()) if known else find_column(table, "patient", "patient")
+    split = next((name for name in table.columns if name.lower() == "split"), None)
+    given = [label_column, *(name for name in (patient, split) if name)]
+    column, found, rows = _naming_column(table, label_column, scans, given)
+    named = [(scans[scan], table.rows[several[0]]) for scan, several in sorted(found.rows.items())]
+    roles = {"case": column, "label": label_column, "patient": patient, "split": split}
+    write_text(path, _written(table, named, path, roles))
+    idle = len(rows - found.found)
+    notes += read_as
+    notes.append(f"labels of {Path(labels).name}: column '{column}' names {len(named)} of {len(scans)} scans")
+    notes.append(f"scans are named by the {found.kind}")
+    if len(named) < len(scans):
+        notes.append(f"{len(scans) - len(named)} scans without a label are left out")
     if idle:
         notes.append(f"{idle} rows of {Path(labels).name} name no scan of this folder")
     return tuple(notes)
@@ -90,7 +85,10 @@ def _scans(folder: str, series: str) -> tuple[list[Scan], list[str]]:
     if tree.rows:
         return _dicom_scans(tree, folder, series)
     study = open_study(folder, task="unlabelled", require_label=False)
-    scans = [Scan(case.case, "", case.image[0], _words(case.image[0], folder, case.case)) for case in study.cases]
+    scans = [
+        Scan(case.case, "", case.image[0], names_of(case.image[0], folder, {"case name": case.case}))
+        for case in study.cases
+    ]
     return scans, [note for note in study.notes if note.startswith("read as")]
 
 
@@ -105,7 +103,8 @@ def _dicom_scans(tree: TreeScan, folder: str, series: str) -> tuple[list[Scan], 
             case = case if taken[case] == 1 else f"{case}_{taken[case]}"
             place, _, fragment = reference.partition("#")
             named = patients.get(fragment.partition(";")[0]) or patients.get(place, "")
-            scans.append(Scan(case, row.patient, reference, _words(reference, folder, case, row.patient, named)))
+            header = {"Patient ID": named, "pseudonym": row.patient, "case name": case}
+            scans.append(Scan(case, row.patient, reference, names_of(reference, folder, header)))
     kinds = Counter(row.description or "no description" for row in chosen if row.references)
     shown = ", ".join(f"'{name}' ({count})" for name, count in kinds.most_common(SHOWN))
     unread = sum(not row.references for row in chosen)
@@ -129,14 +128,6 @@ def _dicom_scans(tree: TreeScan, folder: str, series: str) -> tuple[list[Scan], 
     return scans, notes
 
 
-def _words(reference: str, folder: str, *names: str) -> frozenset[str]:
-    """Return what may name a scan: names, the folders below the root, the file with and without its ending."""
-    path, _, fragment = reference.partition("#")
-    below = Path(os.path.relpath(path, folder)).parts
-    words = {*names, *below, *(without_suffix(part) for part in below), fragment}
-    return frozenset(words - {"", "."})
-
-
 def _patient_ids(folder: str) -> dict[str, str]:
     """Return the Patient ID of every series and every file, which go no further than the comparison with the table."""
     from pydicom import dcmread
@@ -158,15 +149,33 @@ def _patient_ids(folder: str) -> dict[str, str]:
     return known
 
 
-def _naming_column(table: Table, label_column: str, scans: Sequence[Scan]) -> str:
-    def rank(name: str) -> tuple[int, int]:
-        words = {_word(cell) for cell in table.column(name)}
-        plain = name.lower().replace("_", "").replace(" ", "").removesuffix("id").removesuffix("name") or "id"
-        place = IDENTIFIERS.index(plain) if plain in IDENTIFIERS else len(IDENTIFIERS)
-        return sum(bool(scan.words & words) for scan in scans), -place
+def _naming_column(
+    table: Table, label_column: str, scans: Sequence[Scan], given: Sequence[str]
+) -> tuple[str, Found, frozenset[int]]:
+    """Return the column that names the most scans, what it finds, and the rows that could name any.
 
-    column = max((name for name in table.columns if name != label_column), key=rank, default="")
-    if not column or not rank(column)[0]:
+    Rows without a label are left out. A column with paths of scans goes before others; of columns that find equally
+    many, one whose words are clear does.
+
+    Args:
+        table: Of labels.
+        label_column: Its column of the label.
+        scans: What is to be named.
+        given: Columns of which rows with one word must give a scan the same.
+    """
+    at = [table.columns.index(name) for name in given]
+
+    def same(one: int, other: int) -> bool:
+        return all(table.rows[one][index] == table.rows[other][index] for index in at)
+
+    labelled = [row for row, cell in enumerate(table.column(label_column)) if not is_missing(cell)]
+    found: dict[str, list[Found]] = {}
+    for name in table.columns:
+        cells = table.column(name)
+        named = [(row, cells[row]) for row in labelled if not is_missing(cells[row])]
+        if name != label_column and (kinds := find_rows(named, scans, same)):
+            found[name] = kinds
+    if not found:
         raise MedvolError(
             "NO_MATCH",
             file=table.file,
@@ -174,48 +183,43 @@ def _naming_column(table: Table, label_column: str, scans: Sequence[Scan]) -> st
             expected="Patient IDs, names of folders or files, or the cases of `medvol scan --csv`",
             fix="add a column 'patient' or 'case'",
         )
-    return column
+    decided: dict[str, Found | MedvolError] = {}
+    for name, kinds in found.items():
+        try:
+            decided[name] = deciding_kind(kinds, scans, table)
+        except MedvolError as refusal:
+            decided[name] = refusal
 
+    def rank(name: str) -> tuple[bool, int, bool, int]:
+        plain = name.lower().replace("_", "").replace(" ", "").removesuffix("id").removesuffix("name") or "id"
+        place = IDENTIFIERS.index(plain) if plain in IDENTIFIERS else len(IDENTIFIERS)
+        best = decided[name]
+        most = len(best.rows) if isinstance(best, Found) else max(len(one.rows) for one in found[name])
+        return found[name][0].kind == PATH, most, isinstance(best, Found), -place
 
-def _rows_by_word(table: Table, column: str, label_column: str) -> dict[str, tuple[Any, ...]]:
-    """Return the row of each word, rows without a label left out; one word with two labels is refused."""
-    rows: dict[str, tuple[Any, ...]] = {}
-    name, label = table.columns.index(column), table.columns.index(label_column)
-    for row, where in zip(table.rows, table.where, strict=True):
-        if is_missing(row[label]) or is_missing(row[name]):
-            continue
-        known = rows.setdefault(_word(row[name]), row)
-        if known[label] != row[label]:
-            raise MedvolError(
-                "AMBIGUOUS_LABEL",
-                file=table.file,
-                found=f"{where} gives another label to a scan named before",
-                expected="one label for each",
-                fix="name the series or the case instead of the patient",
-            )
-    return rows
-
-
-def _word(cell: object) -> str:
-    """Return a cell as a word: a path's last part without its ending, so that `scans/a.nii.gz` names `a`."""
-    text = str(cell).strip().replace("\\", "/").rstrip("/")
-    return without_suffix(text.rsplit("/", 1)[-1])
+    column = max(found, key=rank)
+    best = decided[column]
+    if isinstance(best, MedvolError):
+        raise best
+    cells = table.column(column)
+    return column, best, frozenset(row for row in labelled if not is_missing(cells[row]))
 
 
 def _written(
-    table: Table, found: Sequence[tuple[Scan, tuple[Any, ...]]], path: Path, columns: Mapping[str, str]
+    table: Table, found: Sequence[tuple[Scan, tuple[Any, ...]]], path: Path, roles: Mapping[str, str | None]
 ) -> str:
     at = {name: index for index, name in enumerate(table.columns)}
-    known = {name.lower(): name for name in table.columns if name not in columns.values()}
-    split = known.get("split")
-    patient = next((name for name in table.columns if name.lower() == "patient"), None)
+    case, label_column, patient, split = (roles[role] or "" for role in ("case", "label", "patient", "split"))
+    known = {name.lower(): name for name in table.columns if name not in (case, label_column)}
     kept = [name for name in known.values() if name not in (patient, split)]
+    times = Counter(id(row) for _, row in found)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "patient", "image", "label", *(["split"] if split else []), *kept])
     for scan, row in found:
-        person = scan.patient or (row[at[patient]] if patient else scan.case)
-        label = str(row[at[columns["label"]]]).strip()
+        shared = word_of(row[at[case]]) if times[id(row)] > 1 else scan.case
+        person = scan.patient or (row[at[patient]] if patient else shared)
+        label = str(row[at[label_column]]).strip()
         mask = resolve(label, str(table.file.parent))
         label = os.path.relpath(mask, path.parent) if "/" in label and Path(mask).exists() else label
         place, hash_sign, fragment = scan.reference.partition("#")
