@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from medvol.bundle.new_matching import PATH, Found, Scan, deciding_kind, find_rows, names_of, word_of
-from medvol.data.column_roles import find_column, missing_column
+from medvol.data.column_roles import find_column, missing_column, patient_columns
 from medvol.data.columns import Table, read_delimited
 from medvol.data.labels import is_missing
 from medvol.data.paths import require_path, resolve
 from medvol.data.sources import open_study
+from medvol.data.table import covariate_column
 from medvol.errors import MedvolError
 from medvol.io.atomic import write_text
 from medvol.io.dicom_file import dicom_errors
@@ -40,7 +41,9 @@ def write_labelled_table(
     """Write the case table of a folder's scans that a table gives a label to, and return what was assumed.
 
     Columns of the table besides the label and the one that names the scan become covariates, or `patient` and `split`
-    where they are called so. Without a column of patients the scans that one row names are of one patient.
+    where they are called so; a further `case`, `image` or `label` becomes `covariate_<name>`. Without a column of
+    patients the scans that one row names are of one patient. Of DICOM the headers say who the patients are, and columns
+    of the table that name them are left out.
 
     Args:
         folder: Tree of DICOM files, or folder of volumes.
@@ -56,14 +59,15 @@ def write_labelled_table(
     if label_column not in table.columns:
         raise missing_column(table, label_column)
     scans, notes = _scans(folder, series)
-    known = all(scan.patient for scan in scans)
-    patient, read_as = (None, ()) if known else find_column(table, "patient", "patient")
+    by_header = all(scan.patient for scan in scans)
+    patient, read_as = (None, ()) if by_header else find_column(table, "patient", "patient")
+    left_out = patient_columns(table) if by_header else []
     split = next((name for name in table.columns if name.lower() == "split"), None)
     given = [label_column, *(name for name in (patient, split) if name)]
     column, found, rows = _naming_column(table, label_column, scans, given)
     named = [(scans[scan], table.rows[several[0]]) for scan, several in sorted(found.rows.items())]
     roles = {"case": column, "label": label_column, "patient": patient, "split": split}
-    write_text(path, _written(table, named, path, roles))
+    write_text(path, _written(table, named, path, roles, left_out))
     idle = len(rows - found.found)
     notes += read_as
     notes.append(f"labels of {Path(labels).name}: column '{column}' names {len(named)} of {len(scans)} scans")
@@ -206,16 +210,19 @@ def _naming_column(
 
 
 def _written(
-    table: Table, found: Sequence[tuple[Scan, tuple[Any, ...]]], path: Path, roles: Mapping[str, str | None]
+    table: Table,
+    found: Sequence[tuple[Scan, tuple[Any, ...]]],
+    path: Path,
+    roles: Mapping[str, str | None],
+    left_out: Sequence[str],
 ) -> str:
     at = {name: index for index, name in enumerate(table.columns)}
     case, label_column, patient, split = (roles[role] or "" for role in ("case", "label", "patient", "split"))
-    known = {name.lower(): name for name in table.columns if name not in (case, label_column)}
-    kept = [name for name in known.values() if name not in (patient, split)]
+    kept = [name for name in table.columns if name not in (case, label_column, patient, split, *left_out)]
     times = Counter(id(row) for _, row in found)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "patient", "image", "label", *(["split"] if split else []), *kept])
+    writer.writerow(["case", "patient", "image", "label", *(["split"] if split else []), *map(covariate_column, kept)])
     for scan, row in found:
         shared = word_of(row[at[case]]) if times[id(row)] > 1 else scan.case
         person = scan.patient or (row[at[patient]] if patient else shared)

@@ -100,6 +100,11 @@ def split_like(table: Table, names: Sequence[str]) -> list[str]:
     return found
 
 
+def patient_columns(table: Table) -> list[str]:
+    """Return the columns that seem to name patients."""
+    return _candidates(table, "patient")
+
+
 def _candidates(table: Table, role: str) -> list[str]:
     """Return the columns that may be meant by a role's default name, spelt otherwise or by a synonym."""
     own = [name for name in table.columns if _plain(name) == role]

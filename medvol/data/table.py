@@ -29,6 +29,7 @@ __all__ = [
     "Task",
     "check_study",
     "content_hash",
+    "covariate_column",
     "items",
     "require_features",
     "require_images",
@@ -125,7 +126,7 @@ def write_table(study: Study, path: str | Path) -> None:
 
     path = Path(os.path.abspath(path))  # noqa: PTH100 - links stay as they are
     names = list(dict.fromkeys(name for case in study.cases for name in case.covariates))
-    columns = [f"covariate_{name}" if _is_reserved(name) else name for name in names]
+    columns = [covariate_column(name) for name in names]
     # A 4-D file per case holds all channels of the study; it is one column.
     count = max((len(case.image) for case in study.cases), default=0)
     channels = study.channels if len(study.channels) == count else tuple(str(index) for index in range(count))
@@ -155,6 +156,12 @@ def write_table(study: Study, path: str | Path) -> None:
         facts["mask_values"] = list(study.mask_values)
     write_text(sidecar_of(path), json.dumps(facts, indent=4, ensure_ascii=False))
     write_text(path, text.getvalue())
+
+
+def covariate_column(name: str) -> str:
+    """Return the column that a covariate is written to: its name, or `covariate_<name>` where that has a role."""
+    reserved = name in ("case", "patient", "image", "label", "split") or name.startswith("image:")
+    return f"covariate_{name}" if reserved else name
 
 
 def content_hash(study: Study) -> str:
@@ -198,10 +205,6 @@ def _empty_split(study: Study, split: str | None) -> MedvolError:
         found += ", the source brings none"
         fix = "add it to the source, or write a case table without splits to have medvol split"
     return MedvolError("EMPTY_SPLIT", file=study.source, found=found, expected=expected, fix=fix)
-
-
-def _is_reserved(name: str) -> bool:
-    return name in ("case", "patient", "image", "label", "split") or name.startswith("image:")
 
 
 def _relative(reference: str, folder: Path) -> str:

@@ -215,6 +215,15 @@ def test_a_dicom_tree_takes_its_labels_by_patient_and_the_table_forgets_the_pati
     assert study.cases[0].covariates == {"age": 50.0}
 
 
+def test_the_table_forgets_patient_ids_that_stand_beside_the_names_of_scans(tmp_path, dicom_tree):
+    tree, truth, ids = dicom_tree
+    rows = [(Path(row["image"]).name, f"of {ids[row['case']]}", ids[row["case"]], row["label"]) for row in truth]
+    labels = written(tmp_path / "l.csv", ["scan", "patient", "MRN", "label"], rows)
+    write_labelled_table(str(tree), str(labels), tmp_path / "cases.csv")
+    text = (tmp_path / "cases.csv").read_text()
+    assert {name for name in ("of ", "MRN") if name in text} == set(), text.splitlines()[:2]
+
+
 def test_scans_are_named_by_folder_or_case_too_and_those_without_a_label_are_counted(tmp_path, dicom_tree):
     tree, truth, _ = dicom_tree
     rows = [(Path(row["image"]).name, row["label"]) for row in truth[2:]] + [("nobody", "vessel")]

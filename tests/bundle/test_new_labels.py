@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from medvol.bundle.new_labels import write_labelled_table
+from medvol.data.sources import open_study
 from medvol.errors import MedvolError
 
 
@@ -111,3 +112,19 @@ def test_a_column_of_subjects_groups_the_scans(joined):
     rows, notes = joined(["a.nii.gz", "b.nii.gz"], ["file", "subject_id", "label"], [("a", 7, "x"), ("b", 7, "y")])
     assert [row["patient"] for row in rows.values()] == ["7", "7"]
     assert "column 'subject_id' read as the patient" in notes
+
+
+@pytest.mark.parametrize("name", ["case", "label", "image:t1", "image"])
+def test_columns_with_names_of_the_case_table_become_covariates(joined, tmp_path, name):
+    header = ["scan", name, "finding"]
+    joined(["a.nii.gz", "b.nii.gz"], header, [("a", "c1", "x"), ("b", "c2", "y")], label_column="finding")
+    study = open_study(str(tmp_path / "cases.csv"))
+    assert [(case.case, case.label, case.covariates) for case in study.cases] == [
+        ("a", "x", {f"covariate_{name}": "c1"}),
+        ("b", "y", {f"covariate_{name}": "c2"}),
+    ]
+
+
+def test_columns_that_differ_in_capitals_are_all_kept(joined):
+    rows, _ = joined(["a.nii.gz"], ["scan", "Age", "age", "label"], [("a", 1, 2, "x")])
+    assert (rows["a.nii.gz"]["Age"], rows["a.nii.gz"]["age"]) == ("1", "2")
