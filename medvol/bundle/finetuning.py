@@ -11,7 +11,8 @@ from medvol.bundle.finish import new_record
 from medvol.bundle.pretraining import SAME_FACTS
 from medvol.data.facts import Facts
 from medvol.data.study import Study
-from medvol.inference.record import ModelRecord, file_sha256, patient_digest, union
+from medvol.inference.record import ModelRecord, file_sha256, union
+from medvol.inference.seen import patients_among
 from medvol.training.finetune import record_beside, weights_file
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ def fine_tuned_record(
         logger.warning("%s has no record beside it: whom that model was trained on is not known", file)
         return replace(record, training={**record.training, "fine_tuned_from": origin})
     origin |= {"classes": list(before.facts.classes), "training": before.training}
-    seen = set(before.trained_on)
-    leaked = {case.patient for case in study.cases if case.split == "test" and patient_digest(case.patient) in seen}
+    known = patients_among(study, set(before.trained_on))
+    leaked = {case.patient for case in study.cases if case.split == "test"} & known
     if leaked:
         logger.warning("%d test patients were in the training of %s; evaluation will refuse them", len(leaked), file)
     ours, theirs = facts.as_dict(), before.facts.as_dict()

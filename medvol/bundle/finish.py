@@ -31,9 +31,9 @@ from medvol.inference.record import (
     file_sha256,
     load_record,
     load_weights,
-    patient_digest,
     save_model,
 )
+from medvol.inference.seen import digests_of, patients_among, warn_of_numbers
 from medvol.inference.volumes import VolumesToPredict
 from medvol.metrics.calibration import fit_temperature
 from medvol.report import pictures
@@ -69,8 +69,9 @@ def new_record(
         network: Numbers that decide the architecture and that a user may change.
         mirror: Segmentation: whether predictions are averaged over mirror images.
     """
-    fitted = {patient_digest(case.patient) for case in study.cases if case.split == "train"}
-    seen = fitted | {patient_digest(case.patient) for case in study.cases if case.split == "val"}
+    digests = digests_of(study)
+    fitted = {digests[case.patient] for case in study.cases if case.split == "train"}
+    seen = fitted | {digests[case.patient] for case in study.cases if case.split == "val"}
     training = {"bundle": bundle, **seeds, "data_sha256": content_hash(study)}
     return ModelRecord(
         facts=facts,
@@ -202,7 +203,7 @@ def require_unseen(study: Study, record: ModelRecord, split: str, ensemble: Sequ
     """Refuse to evaluate on patients that the model, or one of several, was trained or calibrated on.
 
     Validation cases may be looked at as what they are, `--eval_split val`, where none was a training case: of another
-    fold, or of one of the folds that were joined.
+    fold, or of one of the folds that were joined. Who is taken for whom stands in `medvol.inference.seen`.
 
     Args:
         study: With the split.
@@ -217,16 +218,19 @@ def require_unseen(study: Study, record: ModelRecord, split: str, ensemble: Sequ
     if split not in ("val", "test"):
         return
     seen = {patient for one in records for patient in (one.trained_on if split == "test" else one.fitted_on)}
-    patients = {case.patient for case in study.cases if case.split == split}
-    leaked = [patient for patient in patients if patient_digest(patient) in seen]
+    patients, known = {case.patient for case in study.cases if case.split == split}, patients_among(study, seen)
+    if seen and not known:
+        warn_of_numbers(study, split)
+    leaked = patients & known
     if leaked:
-        place = "training or validation" if split == "test" else "the training of the model or of a part of it"
+        place = "training or validation" if split == "test" else "the training of the model or a part of it"
         raise MedvolError(
             "LEAK",
             file=study.source,
             found=f"{len(leaked)} of {len(patients)} {split} patients were in {place}",
             expected="none",
-            fix="use the --split and --split_seed of the training, or its cases.csv; of folds evaluate each by itself",
+            fix="use the training's --split and --split_seed, or its cases.csv; of folds each by itself; "
+            "if others have these names, add a column 'patient'",
         )
 
 

@@ -24,7 +24,8 @@ from medvol.data.structures import BACKGROUND
 from medvol.data.study import Study
 from medvol.data.table import require_images, write_table
 from medvol.errors import MedvolError
-from medvol.inference.record import ModelRecord, file_sha256, patient_digest
+from medvol.inference.record import ModelRecord, file_sha256
+from medvol.inference.seen import patients_among
 from medvol.io.atomic import write_atomically, write_text
 from medvol.networks.masked import settle_norms
 from medvol.report import reconstruction
@@ -227,8 +228,9 @@ def started_record(record: ModelRecord, study: Study, pretrained: str | Path) ->
     known = json.loads(beside.read_text()) if beside.is_file() else {}
     if known.get("weights_sha256") == origin["sha256"]:
         seen = set(known["trained_on"])
+        again = patients_among(study, seen)
         overlap = {
-            split: len({c.patient for c in study.cases if c.split == split and patient_digest(c.patient) in seen})
+            split: len({case.patient for case in study.cases if case.split == split} & again)
             for split in ("train", "val", "test")
         }
         origin |= {"training": known["training"], "patients": len(seen), "seen_unlabelled": overlap}
