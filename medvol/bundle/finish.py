@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from medvol.bundle.explained import Evaluated, case_pictures, column_importances
 from medvol.bundle.session import Session
 from medvol.data.covariates import items_with_covariates
 from medvol.data.facts import Facts
-from medvol.data.table import Study, content_hash, items
+from medvol.data.table import Study, content_hash
 from medvol.errors import MedvolError
 from medvol.inference.collect import CollectPredictions
 from medvol.inference.record import (
@@ -80,6 +81,7 @@ def new_record(
         training=training,
         network=dict(network or {}),
         mirror=mirror,
+        class_counts=_class_counts(study),
     )
 
 
@@ -144,8 +146,14 @@ def finish_evaluation(
         others: Class probabilities of other models for the same cases, by name.
         blind: Names of the other models that see no image, so that what the image adds is stated.
     """
-    train_labels = tuple(int(item["label"]) for item in items(study, "train"))
-    compared = EvaluatedSplit(session.bundle, split, record.facts.classes, train_labels, others or {}, tuple(blind))
+    classes = record.facts.classes
+    counts = record.class_counts or _class_counts(study)
+    if not counts:
+        logger.info(
+            "No baseline: neither the model's record nor the study tells how common the classes were in training"
+        )
+    train_labels = tuple(label for label, name in enumerate(classes) for _ in range(counts.get(name, 0)))
+    compared = EvaluatedSplit(session.bundle, split, classes, train_labels, others or {}, tuple(blind))
     files = write_evaluation(session.output_dir, evaluated.predictions, compared)
     facts = {"weights_sha256": record.weights_sha256, "training": record.training}
     shown = Shown(
@@ -159,7 +167,13 @@ def finish_evaluation(
 def baselines_on_covariates(
     study: Study, record: ModelRecord, collected: CollectPredictions
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the class probabilities of the classical models for the cases that were evaluated, in their order."""
+    """Return the class probabilities of the classical models for the cases that were evaluated, in their order.
+
+    They are fitted on the training rows of the study; without any, as in an external validation, there are none.
+    """
+    if not any(case.split == "train" for case in study.cases):
+        logger.info("No classical models beside the network: the study holds no training rows to fit them on")
+        return {}
     of_case = {item["case"]: item for item in items_with_covariates(study)}
     evaluated = [of_case[case] for case in collected.result().cases]
     train = items_with_covariates(study, "train")
@@ -256,6 +270,13 @@ def write_report(session: Session, facts: Mapping[str, Any], files: Sequence[Pat
     path = write_html_report(session.output_dir, record, shown)
     logger.info("Wrote the report in %.1f s", time.perf_counter() - began)
     return path
+
+
+def _class_counts(study: Study) -> dict[str, int]:
+    """Return the training cases of each class; empty where labels are no classes."""
+    if study.task != "classification":
+        return {}
+    return dict(Counter(str(case.label) for case in study.cases if case.split == "train"))
 
 
 def _processor() -> str:

@@ -43,6 +43,8 @@ class ModelRecord:
         network: Numbers that decide the architecture and that a user may change, such as `width`.
         mirror: Segmentation: whether training was asked to average over mirror images, so that evaluation and inference
             do as validation did.
+        class_counts: Classification: training cases of each class, for the baseline of an evaluation elsewhere; empty
+            in records of before it was kept.
     """
 
     facts: Facts
@@ -54,6 +56,7 @@ class ModelRecord:
     cleaning: dict[str, dict[str, Any]] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     mirror: bool = False
+    class_counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def cleanings(self) -> dict[int, Cleaning]:
@@ -114,6 +117,7 @@ def record_of(values: Mapping[str, Any]) -> ModelRecord:
         cleaning=values.get("cleaning", {}),
         network=values.get("network", {}),
         mirror=bool(values.get("mirror", False)),
+        class_counts=values.get("class_counts", {}),
     )
 
 
@@ -129,6 +133,7 @@ def record_fields(record: ModelRecord) -> dict[str, Any]:
         "cleaning": record.cleaning,
         "network": record.network,
         "mirror": record.mirror,
+        "class_counts": record.class_counts,
     }
 
 

@@ -39,7 +39,8 @@ class EvaluatedSplit:
         bundle: Name of the bundle.
         split: `val` or `test`.
         classes: Class names in the order of the labels.
-        train_labels: Class indices of the training cases; the baseline predicts their most frequent one.
+        train_labels: Class indices of the training cases; the baseline predicts their most frequent one. Without any,
+            there is no baseline.
         others: Class probabilities of other models for the same cases, (n, classes), by the models' names.
         blind: Names of those among `others` that see no image.
     """
@@ -94,7 +95,6 @@ def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *,
         raise MedvolError(
             "NO_LABEL", found="cases without labels", expected="a label for each", fix="run inference.json"
         )
-    train_labels = np.asarray(evaluated.train_labels, dtype=np.int64)
     labels, probabilities, patients = predictions.labels, predictions.probabilities, predictions.patients
     comparisons = {
         name: {
@@ -110,12 +110,19 @@ def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *,
         "n_patients": len(set(predictions.patients)),
         "classes": list(evaluated.classes),
         "metrics": bootstrap_intervals(labels, probabilities, patients, seed=seed),
-        "baseline": {
-            "name": "prevalence of the training split",
-            "metrics": majority_baseline(train_labels, labels, evaluated.classes, patients),
-        },
+        "baseline": _baseline(evaluated, predictions),
         **({"comparisons": comparisons} if comparisons else {}),
         **({"image_value": image_value(comparisons, evaluated.blind)} if evaluated.blind else {}),
+    }
+
+
+def _baseline(evaluated: EvaluatedSplit, predictions: Predictions) -> dict[str, Any] | None:
+    if not evaluated.train_labels or predictions.labels is None:
+        return None
+    train_labels = np.asarray(evaluated.train_labels, dtype=np.int64)
+    return {
+        "name": "prevalence of the training split",
+        "metrics": majority_baseline(train_labels, predictions.labels, evaluated.classes, predictions.patients),
     }
 
 
@@ -157,14 +164,14 @@ def can_draw() -> bool:
 
 
 def metrics_table(result: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table: metric, value, interval, baseline."""
+    """Return the lines of a table: metric, value, interval, and the baseline where there is one."""
     head = f"{result['bundle']} on {result['split']}: {result['n_cases']} cases of {result['n_patients']} patients"
-    lines = [head, f"  {'metric':<20}{'value':>7}   {'95 % interval':<16}{'baseline':>9}"]
-    baseline = result["baseline"]["metrics"]
+    baseline = (result["baseline"] or {}).get("metrics", {})
+    columns = f"  {'metric':<20}{'value':>7}   {'95 % interval':<16}"
+    lines = [head, f"{columns}{'baseline':>9}" if baseline else columns.rstrip()]
     for name, entry in result["metrics"].items():
-        lines.append(
-            f"  {name:<20}{entry['value']:>7.3f}   {interval_text(entry['ci95']):<16}{baseline[name]['value']:>9.3f}"
-        )
+        line = f"  {name:<20}{entry['value']:>7.3f}   {interval_text(entry['ci95']):<16}"
+        lines.append(f"{line}{baseline[name]['value']:>9.3f}" if baseline else line.rstrip())
     lines += _comparison_lines(result.get("comparisons", {}))
     return lines + ([result["image_value"]["sentence"]] if "image_value" in result else [])
 

@@ -231,3 +231,33 @@ def test_on_the_command_line_a_refusal_is_one_line_and_the_exit_code_is_not_0(tm
     assert result.returncode == 1
     assert "did you mean '--max_epochs'?" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_study_of_test_cases_alone_is_measured_beside_the_prevalence_of_the_training(
+    cohort, tmp_path, bundle_run, train, rows_of, capsys
+):
+    models, table = tmp_path / "o" / "models", cohort.with_name("elsewhere.csv")
+    train(RESNET, tmp_path / "o", cohort, max_epochs=1)
+    header, *lines = cohort.read_text().splitlines()
+    rows = rows_of(cohort)
+    kept = [line for line, row in zip(lines, rows, strict=True) if row["split"] == "test"]
+    table.write_text("\n".join([header, *kept]))
+
+    def baseline_of(dataset, name):
+        output = tmp_path / name
+        bundle_run(RESNET, ["train", "evaluate"], output, dataset_dir=str(dataset), model_dir=str(models), **QUIET)
+        metrics = json.loads((output / "metrics.json").read_text())
+        assert metrics["n_cases"] == len(kept)
+        assert ("Baseline: " in (output / "report.html").read_text()) == (metrics["baseline"] is not None)
+        return metrics["baseline"]
+
+    record = json.loads((models / "model.json").read_text())
+    trained = [row["label"] for row in rows if row["split"] == "train"]
+    assert record["class_counts"] == {name: trained.count(name) for name in ("vessel", "aneurysm")}
+    assert baseline_of(table, "elsewhere") == baseline_of(cohort, "at home")
+    del record["class_counts"]  # as records of before
+    (models / "model.json").write_text(json.dumps(record))
+    assert baseline_of(cohort, "at home again") is not None
+    assert baseline_of(table, "elsewhere again") is None
+    captured = capsys.readouterr()
+    assert "No baseline" in captured.out + captured.err

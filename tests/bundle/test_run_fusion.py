@@ -158,3 +158,16 @@ def test_bad_input_is_refused_in_one_line(cohort, run_on, change, options, expec
     table = changed(cohort, "bad.csv", change)
     said = refusal_of(lambda: run_on(["train"], table, **SHORT, **options))
     assert re.match(expected, said), said
+
+
+def test_a_study_of_test_cases_alone_is_measured_beside_the_network_without_images(cohort, run_on, rows_of, tmp_path):
+    run_on(["train"], cohort, **SHORT)
+    header, *lines = cohort.read_text().splitlines()
+    kept = [line for line, row in zip(lines, rows_of(cohort), strict=True) if row["split"] == "test"]
+    table = cohort.with_name("elsewhere.csv")
+    table.write_text("\n".join([header, *kept]))
+    output = run_on(["train", "evaluate"], table, "e", precision="float32")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert list(metrics["comparisons"]) == ["network without the image", "network without the covariates"]
+    assert metrics["image_value"]["than"] == "network without the image"
+    assert metrics["baseline"] is not None

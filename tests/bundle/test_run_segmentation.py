@@ -277,3 +277,13 @@ def test_swin_unetr_starts_from_a_checkpoint_of_monai(cohort, tmp_path, train):
     saved = torch.load(tmp_path / "o/models/model.pt", weights_only=True)
     assert saved.keys() == checkpoint.state_dict().keys()
     assert all(torch.allclose(saved[name], value, atol=1e-5) for name, value in checkpoint.state_dict().items())
+
+
+def test_a_study_of_test_cases_alone_is_measured(cohort, tmp_path, train, evaluate, rows_of):
+    train(tmp_path / "o", cohort, max_epochs=1)
+    header, *lines = cohort.read_text().splitlines()
+    kept = [line for line, row in zip(lines, rows_of(cohort), strict=True) if row["split"] == "test"]
+    table = cohort.with_name("elsewhere.csv")
+    table.write_text("\n".join([header, *kept]))
+    evaluate(tmp_path / "e", table, model_dir=str(tmp_path / "o" / "models"), width=4)
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["n_cases"] == len(kept)

@@ -102,6 +102,18 @@ def test_a_named_label_gaps_categories_and_three_classes_go_through(run_on, rows
     assert metrics["metrics"]["auc"]["value"] > 0.9
 
 
+def test_a_table_of_test_rows_alone_is_measured_without_the_models_that_need_training_rows(run_on, tmp_path, capsys):
+    rows = [{**row, "split": ("train", "val", "test")[index % 3]} for index, row in enumerate(patients())]
+    run_on(["train"], write(tmp_path / "t.csv", rows), label_column="finding", max_epochs=1)
+    elsewhere = write(tmp_path / "e.csv", [row for row in rows if row["split"] == "test"])
+    output = run_on(["train", "evaluate"], elsewhere, "e", label_column="finding")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert (metrics["n_cases"], "comparisons" in metrics) == (20, False)
+    assert metrics["baseline"]["metrics"]["accuracy"]["value"] == 0.5
+    captured = capsys.readouterr()
+    assert "No classical models" in captured.out + captured.err
+
+
 def test_columns_are_found_by_name_and_one_bad_row_does_not_stop_the_others(run_on, rows_of, tmp_path, capsys):
     rows = patients()
     run_on(["train"], write(tmp_path / "t.csv", rows), label_column="finding", max_epochs=1)

@@ -19,7 +19,7 @@ def network(width=3):
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
-    patients = {"trained_on": ("ab", "cd"), "fitted_on": ("ab",)}
+    patients = {"trained_on": ("ab", "cd"), "fitted_on": ("ab",), "class_counts": {"benign": 3, "malignant": 1}}
     written = ModelRecord(FACTS, temperature=1.5, training={"seed": 3}, mirror=True, **patients)
     saved = save_model(tmp_path, network(), written)
     loaded = load_record(tmp_path, {})
@@ -27,6 +27,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert loaded.facts == FACTS
     assert (loaded.temperature, loaded.training) == (1.5, {"seed": 3})
     assert (loaded.trained_on, loaded.fitted_on) == (("ab", "cd"), ("ab",))
+    assert loaded.class_counts == {"benign": 3, "malignant": 1}
     assert loaded.mirror
     assert len(loaded.weights_sha256) == 64
 
