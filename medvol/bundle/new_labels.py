@@ -71,7 +71,7 @@ def write_labelled_table(
     idle = len(rows - found.found)
     notes += read_as
     notes.append(f"labels of {Path(labels).name}: column '{column}' names {len(named)} of {len(scans)} scans")
-    notes.append(f"scans are named by the {found.kind}")
+    notes.append(f"scans are named by the {found.kind}" + ", the same in several folders" * found.scattered)
     if len(named) < len(scans):
         notes.append(f"{len(scans) - len(named)} scans without a label are left out")
     if idle:

@@ -3,9 +3,9 @@
 Words of several kinds may name different rows: of `scans/1/2.nii.gz` the folder names patient 1, and the file patient 2
 where it means the second scan. So the kinds are compared as a whole, and the kind decides that finds the most rows:
 
-* another kind is of no account where it finds the same row for each of its scans;
-* where it does not, the kind that decides must find more rows than it, and each in one place of the tree, as a folder
-  does and a file name that stands in several folders does not. What the other finds is among its rows, or scattered.
+* another kind does not matter where each scan that it finds has the same row under the kind that decides;
+* else the kind that decides must find more rows than it, and each in one place of the tree: a folder is one place, a
+  file name that stands in several folders is not. The rows that the other finds must be among its own, or scattered.
 
 All else is refused. Rejected: the word that comes first by alphabet, or by an order of kinds, which labels scans
 wrongly in silence; and a mixture of kinds, where a stray file name labels a scan whose patient has no row.

@@ -5,6 +5,8 @@ import csv
 import pytest
 
 from medvol.bundle.new_labels import write_labelled_table
+from medvol.bundle.new_matching import Scan, deciding_kind, find_rows, names_of
+from medvol.data.columns import Table
 from medvol.data.sources import open_study
 from medvol.errors import MedvolError
 
@@ -94,7 +96,8 @@ def test_rows_that_give_one_word_two_patients_are_refused_though_their_labels_ag
 
 def test_folders_of_modalities_do_not_hide_files_that_are_patients(joined):
     scans = ["t1/1.nii.gz", "t2/1.nii.gz", "t1/2.nii.gz", "t2/2.nii.gz"]
-    rows, _ = joined(scans, ["id", "label"], [(1, "a"), (2, "b")])
+    rows, notes = joined(scans, ["id", "label"], [(1, "a"), (2, "b")])
+    assert "scans are named by the file name, the same in several folders" in notes
     assert {image: (row["patient"], row["label"]) for image, row in rows.items()} == {
         "t1/1.nii.gz": ("1", "a"),
         "t2/1.nii.gz": ("1", "a"),
@@ -106,6 +109,22 @@ def test_folders_of_modalities_do_not_hide_files_that_are_patients(joined):
 def test_patients_may_have_a_folder_or_a_single_file_and_lie_at_any_depth(joined):
     rows, _ = joined(["A.nii.gz", "B/x.nii.gz", "C/y/x.nii.gz"], ["id", "label"], zip("ABC", "xyz", strict=True))
     assert labels_of(rows) == {"A.nii.gz": "x", "B/x.nii.gz": "y", "C/y/x.nii.gz": "z"}
+
+
+def test_a_patient_id_of_the_header_goes_before_the_same_numbers_of_series_folders(tmp_path):
+    """Patient 3 has a row and no scan, and every patient has a folder 3."""
+    scans = [
+        Scan("", "", f"{folder}/{series}", names_of(f"/t/{folder}/{series}", "/t", {"Patient ID": patient}))
+        for folder, patient in (("x", "1"), ("y", "2"), ("z", "4"), ("w", "5"))
+        for series in ("1", "3")
+    ]
+    table = Table(("id",), tuple((str(one),) for one in range(1, 6)), tuple("abcde"), tmp_path)
+    found = find_rows(list(enumerate(table.column("id"))), scans, lambda one, other: False)
+    best = deciding_kind(found, scans, table)
+    assert (best.kind, [best.rows[scan] for scan in range(8)]) == (
+        "Patient ID",
+        [(0,), (0,), (1,), (1,), (3,), (3,), (4,), (4,)],
+    )
 
 
 def test_a_column_of_subjects_groups_the_scans(joined):
