@@ -40,7 +40,7 @@ from medvol.metrics.calibration import fit_temperature
 from medvol.report import pictures
 from medvol.report.classification import EvaluatedSplit, can_draw, write_evaluation, write_predictions
 from medvol.report.html_report import Shown, write_html_report
-from medvol.report.run_record import versions, write_run_record
+from medvol.report.run_record import processor_model, versions, write_run_record
 from medvol.training.baselines import covariate_baselines
 from medvol.training.checkpoint import count_parameters
 from medvol.training.handlers import TrainingHistory, write_history
@@ -264,7 +264,7 @@ def write_report(session: Session, facts: Mapping[str, Any], files: Sequence[Pat
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
         "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": _processor(), "threads": torch.get_num_threads()},
+        "machine": {"system": platform.platform(), "processor": processor_model(), "threads": torch.get_num_threads()},
         "outputs": {str(file): file_sha256(file) for file in sorted(files) if file.is_file()},
     }
     path = write_html_report(session.output_dir, record, shown)
@@ -277,13 +277,6 @@ def _class_counts(study: Study) -> dict[str, int]:
     if study.task != "classification":
         return {}
     return dict(Counter(str(case.label) for case in study.cases if case.split == "train"))
-
-
-def _processor() -> str:
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _write_history(output: Path, rows: Sequence[dict[str, float]]) -> Path:
