@@ -147,3 +147,14 @@ def test_a_file_by_its_name_that_is_no_dicom_file_is_refused(tmp_path, capsys, c
     path.write_bytes(path.read_bytes()[:cut] if cut else gzip.compress(b"no image"))
     assert main(["scan", str(path)]) == 1
     assert re.search(f"medvol: {code}", capsys.readouterr().err)
+
+
+def test_a_series_without_its_uid_is_one_volume_in_the_table_too(tmp_path, capsys):
+    for path in _write(tmp_path / "tree" / "a", "first", 1):
+        dataset = pydicom.dcmread(path)
+        del dataset.SeriesInstanceUID
+        dataset.save_as(path)
+    assert main(["scan", str(tmp_path / "tree"), "--csv", str(tmp_path / "cases.csv")]) == 0
+    assert "1 volumes can be read" in capsys.readouterr().out
+    (case,) = open_study(str(tmp_path / "cases.csv"), require_label=False).cases
+    np.testing.assert_array_equal(np.sort(read_volume(case.image[0]).array.ravel()), VOXELS.ravel())

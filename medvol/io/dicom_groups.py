@@ -73,12 +73,22 @@ def scan(path: Path) -> Scan:
 
 
 def group_slices(slices: Iterable[SliceHeader]) -> tuple[Slices, ...]:
-    """Return the slices of each image, in the order in which the images were met."""
+    """Return the slices of each image, in the order in which the images were met.
+
+    Files without a series UID are of one series when they lie in one folder and have the same series number.
+    """
     groups: list[list[SliceHeader]] = []
     by_identity: dict[tuple[object, ...], list[list[SliceHeader]]] = {}
     for one in slices:
         identity = (
-            *(one.study_uid, one.series_uid, one.frame_uid, one.size, one.photometric, one.is_enhanced),
+            *(
+                one.study_uid,
+                one.series_uid or (one.path.parent, one.number),
+                one.frame_uid,
+                one.size,
+                one.photometric,
+                one.is_enhanced,
+            ),
             *(is_localizer(one), tag_of(one, "StackID")),
         )
         candidates = by_identity.setdefault(identity, [])
@@ -100,7 +110,8 @@ def is_localizer(one: SliceHeader) -> bool:
 def choose_group(found: Scan, folder: Path, selection: Selection) -> tuple[Slices, tuple[str, ...]]:
     """Return the one image of a folder that a selection leaves, and notes on what was left out.
 
-    Localizers, and captures of a screen that state no place, are set aside when exactly one other image remains.
+    Localizers, and captures of a screen that state no place, are set aside when exactly one other image remains; not
+    where only some files name their series, for the folder then stands for those that do not.
 
     Raises:
         MedvolError: `NO_DICOM`, `NOT_FOUND` for a selection that nothing meets, `MIXED_SERIES`, or the first damaged
@@ -113,7 +124,7 @@ def choose_group(found: Scan, folder: Path, selection: Selection) -> tuple[Slice
     notes: tuple[str, ...] = ()
     if len(groups) > 1:
         rest = [group for group in groups if not (is_localizer(group[0]) or _is_capture(group[0]))]
-        if len(rest) != 1:
+        if len(rest) != 1 or len({bool(group[0].series_uid) for group in groups}) > 1:
             raise _mixed(groups, folder)
         notes, groups = tuple(_left_out(group) for group in groups if group is not rest[0]), (rest[0],)
     folders = {one.path.parent for one in groups[0]}
@@ -128,7 +139,8 @@ def choose_group(found: Scan, folder: Path, selection: Selection) -> tuple[Slice
 def describe_group(group: Sequence[SliceHeader]) -> str:
     """Return words for an image: UID, modality, number of files, matrix."""
     first = group[0]
-    return f"{first.series_uid}: {first.modality}, {len(group)} files of {first.size[0]} x {first.size[1]}"
+    uid = first.series_uid or "no series UID"
+    return f"{uid}: {first.modality}, {len(group)} files of {first.size[0]} x {first.size[1]}"
 
 
 def _no_dicom(file: Path, head: bytes) -> MedvolError:
@@ -170,10 +182,12 @@ def _nothing(found: Scan, folder: Path) -> MedvolError:
 
 
 def _mixed(groups: Sequence[Slices], folder: Path) -> MedvolError:
-    series = {group[0].series_uid for group in groups}
+    series = {group[0].series_uid or group[0].path.parent for group in groups}
     brief = "; ".join(f"{group[0].modality} {len(group)} x {group[0].size[0]}x{group[0].size[1]}" for group in groups)
     fix, details = "name a series, as in folder#UID", [describe_group(group) for group in groups]
-    if len(series) == 1:
+    if not all(group[0].series_uid for group in groups):
+        fix = "put files without a SeriesInstanceUID into a folder of its own for each series"
+    elif len(series) == 1:
         fix = "put each orientation or size into a folder of its own"
         # One tag that has another value in every image names them.
         for name in IMAGE_TAGS:

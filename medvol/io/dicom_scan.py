@@ -99,7 +99,8 @@ def scan_tree(folder: str | os.PathLike[str], *, key: bytes = b"") -> TreeScan:
         raise found.damaged[0]
     rows = []
     for info in series_of(found, folder):
-        places = series_places(info) if folder.is_dir() and info.uid else [(info.files[0], info.verdict)]
+        is_folder = folder.is_dir() and (info.uid or len(info.files) > 1)
+        places = series_places(info) if is_folder else [(info.files[0], info.verdict)]
         for place, _ in places:
             # A series that was exported twice is read from either of its folders.
             here = info if len(places) == 1 else next(one for one in list_series(place) if one.uid == info.uid)
@@ -161,7 +162,7 @@ def write_scan_table(result: TreeScan, path: str | os.PathLike[str]) -> int:
 
 def _row(info: SeriesInfo, place: Path, key: bytes) -> SeriesRow:
     volumes = info.volumes
-    size: tuple[int, ...] = (info.columns, info.rows) if info.uid else ()
+    size: tuple[int, ...] = (info.columns, info.rows) if info.rows else ()
     spacing: tuple[float, ...] = ()
     if volumes:
         arranged = volumes[0][1]
@@ -185,7 +186,7 @@ def _row(info: SeriesInfo, place: Path, key: bytes) -> SeriesRow:
 def _reference(place: Path, fragment: str, volumes: int) -> str:
     """Return what names a volume; a file that holds one needs no fragment, one of several is named by its folder."""
     if place.is_dir():
-        return f"{place}#{fragment}"
+        return f"{place}#{fragment}" if fragment else str(place)
     return str(place) if volumes == 1 else f"{place.parent}#{fragment}"
 
 

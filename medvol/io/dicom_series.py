@@ -32,7 +32,7 @@ class SeriesInfo:
     """One image series of a folder, by its headers.
 
     Args:
-        uid: Series Instance UID.
+        uid: Series Instance UID; empty for a damaged file, and for files without one, the series of their folder.
         modality: As `CT`.
         description: Series description, as the scanner's user typed it.
         number: Series number, None when there is none.
@@ -72,22 +72,40 @@ def list_series(folder: Path | str) -> list[SeriesInfo]:
 
 def series_of(found: Scan, folder: Path) -> list[SeriesInfo]:
     """Return the image series among the headers of a folder, sorted by number and UID."""
-    by_uid: dict[str, list[SliceHeader]] = {}
+    by_series: dict[str | Path, list[SliceHeader]] = {}
     for one in found.slices:
-        by_uid.setdefault(one.series_uid, []).append(one)
-    listed = [series_info(Scan(tuple(slices), found.damaged, ()), folder, uid) for uid, slices in by_uid.items()]
+        by_series.setdefault(one.series_uid or _place_without_uid(one), []).append(one)
+    listed = []
+    for series, slices in by_series.items():
+        place, seen = folder, slices
+        if isinstance(series, Path) and len({one.path for one in slices}) > 1:
+            # What the folder reads as: the files have no other name.
+            place, seen = series, [one for one in found.slices if one.path.is_relative_to(series)]
+        listed.append(series_info(Scan(tuple(seen), found.damaged, ()), place, slices))
     listed += [SeriesInfo("", "", "", None, 0, 0, 1, one.code, (Path(one.file),), one) for one in found.damaged]
     return sorted(listed, key=lambda one: (one.number is None, one.number or 0, one.uid, one.files))
 
 
-def series_info(found: Scan, folder: Path, uid: str) -> SeriesInfo:
-    """Return what the headers of one series say, and what reading it would do."""
+def _place_without_uid(one: SliceHeader) -> Path:
+    """Return the folder of a slice that names no series; a picture, or a file of several frames, stands for itself."""
+    return one.path if one.position is None or one.is_enhanced else one.path.parent
+
+
+def series_info(found: Scan, folder: Path, slices: Sequence[SliceHeader]) -> SeriesInfo:
+    """Return what the headers of one series say, and what reading it would do.
+
+    Args:
+        found: What its reference is chosen from.
+        folder: Of the reference.
+        slices: Of the series.
+    """
+    uid = slices[0].series_uid
     reason: MedvolError | None = None
     volumes: list[tuple[str, Arranged]] = []
     try:
-        group, _ = choose_group(found, folder, Selection(uid))
+        group, _ = choose_group(found, folder, Selection(uid or None))
         _require_readable(group)
-        parts = part_volumes(group, Selection(uid))
+        parts = part_volumes(group, Selection(uid or None))
         for part in parts:
             try:
                 volumes.append((fragment_of(uid, part.tags), _arrange(part, ReadOptions(), is_part=len(parts) > 1)))
@@ -97,8 +115,8 @@ def series_info(found: Scan, folder: Path, uid: str) -> SeriesInfo:
             raise several_volumes(parts, folder)
     except MedvolError as error:
         reason = error
-    first = found.slices[0]
-    files = tuple(sorted({one.path for one in found.slices}))
+    first = slices[0]
+    files = tuple(sorted({one.path for one in slices}))
     verdict = reason.code if reason else ""
     shown = uid, first.modality, first.description, first.number
     return SeriesInfo(*shown, *first.size, len(files), verdict, files, reason, tuple(volumes))

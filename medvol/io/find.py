@@ -88,14 +88,14 @@ def _found_series(folder: Path, root: Path) -> list[Found]:
         return [Found(str(folder), _stem(Path(folder.name)), one.verdict) for one in infos]
     found = []
     for position, info in enumerate(list_series(folder), start=1):
-        if not info.uid:  # a damaged header, or a file without a series: it stands for itself
-            found += [Found(str(path), _stem(path.relative_to(root)), info.verdict) for path in info.files]
+        if not info.uid and len(info.files) == 1:  # a damaged header, or a file without a series: it stands for itself
+            found.append(Found(str(info.files[0]), _stem(info.files[0].relative_to(root)), info.verdict))
             continue
         number = info.number if info.number is not None else position
         for place, verdict in series_places(info):
             relative = place.relative_to(root).as_posix()
             name = _safe(f"{folder.resolve().name if relative == '.' else relative}_series{number}")
-            found.append(Found(f"{place}#{info.uid}", name, verdict))
+            found.append(Found(f"{place}#{info.uid}" if info.uid else str(place), name, verdict))
     return found
 
 

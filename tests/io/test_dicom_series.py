@@ -557,3 +557,20 @@ def test_a_file_that_vanishes_before_its_pixels_are_read_is_named(tmp_path, voxe
 def test_a_missing_folder_is_refused(refused):
     with refused("NOT_FOUND"):
         list_series(Path("no such folder"))
+
+
+def test_series_without_uid_are_told_apart_by_folder_and_number(tmp_path, voxels, write_series, refused):
+    def edit(dataset, index):
+        del dataset.SeriesInstanceUID
+        dataset.SeriesNumber = 7 + index // 5
+
+    write_series(tmp_path, voxels, edit=edit)
+    with refused("MIXED_SERIES", "a folder of its own"):
+        read_volume(tmp_path)
+    for path in tmp_path.iterdir():
+        folder = tmp_path / str(pydicom.dcmread(path).SeriesNumber)
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    assert read_volume(tmp_path / "7").array.shape == (7, 8, 5)
+    with refused("MIXED_SERIES", "2 images"):
+        read_volume(tmp_path)

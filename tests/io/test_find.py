@@ -95,3 +95,51 @@ def test_linked_folders_are_followed_once(tmp_path, voxels, write_nifti):
     write_nifti(tmp_path / "outside.nii.gz", voxels)
     (tmp_path / "root" / "link").symlink_to(tmp_path)
     assert [one.name for one in find_volumes(tmp_path / "root")] == ["link_outside"]
+
+
+def _without_series(dataset, index):
+    del dataset.SeriesInstanceUID
+
+
+def test_files_without_a_series_uid_are_the_volume_of_their_folder(tmp_path, voxels, write_series):
+    write_series(tmp_path / "a", voxels, edit=_without_series)
+    write_series(tmp_path / "b", voxels + 1, edit=_without_series)
+    found = find_volumes(tmp_path)
+    assert [(one.reference, one.name, one.verdict) for one in found] == [
+        (str(tmp_path / "a"), "a_series7", ""),
+        (str(tmp_path / "b"), "b_series7", ""),
+    ]
+    np.testing.assert_array_equal(read_volume(found[1].reference).array, voxels + 1)
+
+
+def test_files_without_a_series_uid_beside_others_are_refused_in_the_list_as_in_reading(
+    tmp_path, voxels, write_series, refused
+):
+    write_series(tmp_path / "a", voxels[:, :, :5], edit=_without_series)
+    write_series(tmp_path / "a" / "named", voxels)
+    named, unnamed = find_volumes(tmp_path)
+    assert (unnamed.reference, unnamed.verdict, named.verdict) == (str(tmp_path / "a"), "MIXED_SERIES", "")
+    with refused("MIXED_SERIES"):
+        read_volume(unnamed.reference)
+
+
+def test_pictures_without_a_series_uid_stand_for_themselves(tmp_path, voxels, write_series):
+    def edit(dataset, index):
+        del dataset.SeriesInstanceUID, dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    files = write_series(tmp_path, voxels[:, :, :3], edit=edit)
+    assert {one.reference for one in find_volumes(tmp_path)} == {str(path) for path in files}
+
+
+def test_localizers_without_a_series_uid_are_not_taken_for_the_series_beside_them(tmp_path, voxels, write_series):
+    def scout(dataset, index):
+        _without_series(dataset, index)
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    for path in write_series(tmp_path / "scout", voxels[:, :, :2], edit=scout):
+        path.rename(tmp_path / f"scout_{path.name}")
+    write_series(tmp_path, voxels)
+    assert {(one.reference, one.verdict) for one in find_volumes(tmp_path)} == {
+        (str(tmp_path), "MIXED_SERIES"),
+        (f"{tmp_path}#1.2.3.4", ""),
+    }
