@@ -1,10 +1,14 @@
-"""Which files of a folder belong to one image: same study, series, frame of reference, orientation, matrix, spacing."""
+"""Which files of a folder belong to one image: same patient, study, series, modality, frame of reference and grid.
+
+One series of two patients is an accident of an export; stacked, it would be reported under one of their names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medvol.errors import MedvolError
 from medvol.io.dicom_file import truncated
@@ -15,6 +19,18 @@ from medvol.io.files import DICOM_SUFFIXES, cannot_read, walk_files
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one image; rounding of scanners drifts by 4e-4."""
+
+_COMPARED: tuple[tuple[str, Callable[[SliceHeader], Any]], ...] = (
+    ("patient", lambda one: one.patient),
+    ("study", lambda one: one.study_uid),
+    ("modality", lambda one: one.modality),
+    ("orientation", lambda one: one.orientation),
+    ("size", lambda one: one.size),
+    ("PixelSpacing", lambda one: one.spacing),
+    ("FrameOfReferenceUID", lambda one: one.frame_uid),
+    ("PhotometricInterpretation", lambda one: one.photometric),
+)
+"""What a refusal says of the images of one series, most telling first; that of patients names none."""
 
 _LOCALIZERS = {"LOCALIZER", "SCOUT", "SURVEY"}
 
@@ -81,15 +97,8 @@ def group_slices(slices: Iterable[SliceHeader]) -> tuple[Slices, ...]:
     by_identity: dict[tuple[object, ...], list[list[SliceHeader]]] = {}
     for one in slices:
         identity = (
-            *(
-                one.study_uid,
-                one.series_uid or (one.path.parent, one.number),
-                one.frame_uid,
-                one.size,
-                one.photometric,
-                one.is_enhanced,
-            ),
-            *(is_localizer(one), tag_of(one, "StackID")),
+            *(one.patient, one.study_uid, one.series_uid or (one.path.parent, one.number), one.modality),
+            *(one.frame_uid, one.size, one.photometric, one.is_enhanced, is_localizer(one), tag_of(one, "StackID")),
         )
         candidates = by_identity.setdefault(identity, [])
         for group in candidates:
@@ -185,12 +194,14 @@ def _mixed(groups: Sequence[Slices], folder: Path) -> MedvolError:
     series = {group[0].series_uid or group[0].path.parent for group in groups}
     brief = "; ".join(f"{group[0].modality} {len(group)} x {group[0].size[0]}x{group[0].size[1]}" for group in groups)
     fix, details = "name a series, as in folder#UID", [describe_group(group) for group in groups]
+    differing: list[str] = []
     if not all(group[0].series_uid for group in groups):
         fix = "put files without a SeriesInstanceUID into a folder of its own for each series"
     elif len(series) == 1:
-        fix = "put each orientation or size into a folder of its own"
-        # One tag that has another value in every image names them.
-        for name in IMAGE_TAGS:
+        differing = _differing(groups)
+        fix = f"put each {differing[0] if differing else 'image'} into a folder of its own"
+        # One tag that has another value in every image names them; patients are no choice.
+        for name in IMAGE_TAGS if differing[:1] != ["patient"] else ():
             values = [tag_of(group[0], name) for group in groups]
             if all(values) and len(set(values)) == len(values):
                 fix = f"name one, as in folder#UID;{name}={values[0]}"[:80]
@@ -199,11 +210,23 @@ def _mixed(groups: Sequence[Slices], folder: Path) -> MedvolError:
                     for group, value, line in zip(groups, values, details, strict=True)
                 ]
                 break
+    told = f", other {', '.join(differing)}" if differing else ""
     return MedvolError(
         "MIXED_SERIES",
         file=folder,
-        found=f"{len(groups)} images in {len(series)} series: {brief}"[:110],
+        found=f"{len(groups)} images in {len(series)} series{told}: {brief}"[:110],
         expected="one image",
         fix=fix,
         details=details,
     )
+
+
+def _differing(groups: Sequence[Slices]) -> list[str]:
+    """Return the names of what is not the same in all images."""
+    firsts = [group[0] for group in groups]
+    return [name for name, value in _COMPARED if any(not _same(value(firsts[0]), value(one)) for one in firsts)]
+
+
+def _same(first: Any, second: Any) -> bool:
+    is_tuple_of_floats = any(isinstance(one, tuple) and isinstance(one[0], float) for one in (first, second))
+    return _near(first, second) if is_tuple_of_floats else first == second

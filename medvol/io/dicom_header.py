@@ -1,11 +1,13 @@
 """One DICOM image's header, reduced to what decides where its voxels lie and what they mean.
 
-No name, date or identifier of a patient is read. An *image* is a file of one slice, or one frame of an enhanced
-multi-frame file; both are a `SliceHeader`, and nothing behind this module needs to tell them apart.
+No name, date or identifier of a patient is kept: only a digest that differs between patients. An *image* is a file of
+one slice, or one frame of an enhanced multi-frame file; both are a `SliceHeader`, and nothing behind this module needs
+to tell them apart.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ _TAGS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationType"),
     *("ConcatenationUID", "ImagesInAcquisition", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RealWorldValueMappingSequence", *PHILIPS_TAGS, _SIEMENS_CREATOR, _MOSAIC_COUNT),
+    *("PatientID", "PatientName"),
 )
 
 _WANTED = (*_TAGS, *FILE_TAGS)
@@ -70,6 +73,7 @@ class SliceHeader:
         scale: Philips' private scale slope, None where there is none.
         has_real_world: Whether a real world value map gives other values than the rescale.
         problem: Why the voxels cannot be read, if they cannot.
+        patient: Digest of the Patient ID, or of the name where there is none; compared, never shown.
     """
 
     path: Path
@@ -103,6 +107,7 @@ class SliceHeader:
     scale: float | None = None
     has_real_world: bool = False
     problem: MedvolError | None = None
+    patient: str = ""
 
     @property
     def name(self) -> str:
@@ -198,6 +203,7 @@ def _slice_header(
         scale=philips_scale(dataset),
         has_real_world="RealWorldValueMappingSequence" in dataset,
         problem=problem,
+        patient=hashlib.sha256((text("PatientID").strip() or text("PatientName")).encode()).hexdigest()[:16],
     )
 
 

@@ -574,3 +574,33 @@ def test_series_without_uid_are_told_apart_by_folder_and_number(tmp_path, voxels
     assert read_volume(tmp_path / "7").array.shape == (7, 8, 5)
     with refused("MIXED_SERIES", "2 images"):
         read_volume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"PatientID": "SECRETY"}, ("patient", "2 images in 1 series")),
+        ({"Modality": "MR"}, ("modality",)),
+        ({"PixelSpacing": [2.0, 2.0]}, ("PixelSpacing",)),
+        ({"FrameOfReferenceUID": "1.9"}, ("FrameOfReferenceUID",)),
+        ({"StudyInstanceUID": "1.2.4"}, ("study",)),
+    ],
+    ids=str,
+)
+def test_a_mixed_series_says_what_differs_and_never_who(tmp_path, voxels, write_series, refused, values, words):
+    write_series(tmp_path, voxels, edit=lambda dataset, index: index != 4 or _set(**values)(dataset, index))
+    with pytest.raises(MedvolError) as caught:
+        read_volume(tmp_path)
+    assert "SECRET" not in repr(caught.value.as_dict())
+    with refused("MIXED_SERIES", *words):
+        raise caught.value
+
+
+def test_patients_without_an_id_are_told_apart_by_name(tmp_path, voxels, write_series, refused):
+    def edit(dataset, index):
+        dataset.PatientID = ""
+        dataset.PatientName = f"SECRETX^{index // 5}"
+
+    write_series(tmp_path, voxels, edit=edit)
+    with refused("MIXED_SERIES", "patient"):
+        read_volume(tmp_path)
