@@ -366,3 +366,28 @@ def test_masks_without_a_structure_beside_others_are_a_warning_with_their_number
     told = [one for one in findings_of(tmp_path) if one["code"] == "EMPTY_MASK"]
     assert [(one["severity"], one["case"], one["details"]) for one in told] == [("warning", train[0], train)]
     assert told[0]["found"] == f"2 of {len(masks)} masks hold nothing but 0, this is the first"
+
+
+def test_what_a_reader_noted_is_a_warning_for_each_case(organs, check):
+    train = cases_in(organs, "train")
+    for case in train[:2]:
+        path = organs.parent / case["image"]
+        image = nib.load(path)
+        moved = image.affine.copy()
+        moved[0, 3] += 50
+        image.set_qform(moved, 1)
+        nib.save(image, path)
+    plain = organs.parent / train[2]["image"]
+    plain.rename(plain.with_suffix(""))  # compressed, under a name that says otherwise
+    with organs.open() as stream:
+        text = stream.read().replace(train[2]["image"], train[2]["image"].removesuffix(".gz"))
+    organs.write_text(text)
+    code, found, printed = check(organs)
+    assert (code, found["refused"]) == (0, set())
+    assert {one for one in found["warning"] if one[0] in ("AFFINE_CONFLICT", "NOTED")} == {
+        ("AFFINE_CONFLICT", train[0]["case"]),
+        ("AFFINE_CONFLICT", train[1]["case"]),
+        ("NOTED", train[2]["case"]),
+    }
+    assert "qform and sform disagree by 50 mm" in printed
+    assert "the content is gzip, unlike its name" in printed

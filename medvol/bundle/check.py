@@ -22,6 +22,7 @@ from medvol.bundle.check_whole import (
     columns_to_mend,
     empty_splits,
     no_contrast,
+    noted,
     odd_spacings,
     single_slices,
     structures_to_mend,
@@ -248,11 +249,13 @@ def _check_case(case: Case, study: Study, kind: str, steps: Sequence[Transform],
             found.scans.append(scan)
         elif volume is not None:
             found.warn(no_contrast(case.case, one, volume.array))
+        found.warn_of(noted(case.case, one, () if volume is None else volume.notes))
     item: dict[str, Any] = {"case": case.case, IMAGE: list(case.image)}
     keys, steps = [IMAGE], list(steps)
     if study.task == "segmentation" and case.label is not None:
         item[MASK], keys = str(case.label), [IMAGE, MASK]
         label: LabelMap | None = found.attempt(partial(_mask, case, steps), case.case)
+        found.warn_of(noted(case.case, item[MASK], label.volume.notes if label else ()))
         mask = label and (share_geometry(label.volume, images[0]) if images else label.volume)
         read[item[MASK]] = mask
         counts = mask and found.attempt(partial(value_counts, mask.array, case=case.case, file=item[MASK]), case.case)

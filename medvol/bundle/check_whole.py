@@ -12,10 +12,12 @@ from medvol.data.build import class_gaps
 from medvol.data.column_facts import encode_row
 from medvol.data.covariates import column_refusals, fit_columns
 from medvol.data.facts import Sampled
+from medvol.data.notes import telling
 from medvol.data.structures import name_structures, require_declared
 from medvol.data.study import SPLITS, Study
 from medvol.data.table import items
 from medvol.errors import MedvolError
+from medvol.io.nifti_affine import CONFLICT
 from medvol.training.plan_words import absent_structures
 
 PLAUSIBLE_MM = (0.001, 100.0)  # from a micrometre to ten times the thickest slice; beyond it a unit is wrong
@@ -63,6 +65,16 @@ def no_contrast(case: str, reference: str, voxels: npt.NDArray[Any]) -> MedvolEr
     """Return the warning of an image whose voxels are all equal, in which there is nothing to learn from."""
     found = f"all voxels are {float(voxels.flat[0]):g}"
     return MedvolError("NO_CONTRAST", case=case, file=reference, found=found, fix="look at the file, or remove it")
+
+
+def noted(case: str, reference: str, notes: Iterable[str]) -> Iterator[MedvolError]:
+    """Yield a `NOTED` for each note of a reader, `AFFINE_CONFLICT` for that of two places stated by one header."""
+    for note in telling(notes):
+        if note.startswith(CONFLICT):
+            fix = "find out which is right, and set the code of the other to 0"
+            yield MedvolError("AFFINE_CONFLICT", case=case, file=reference, found=note, fix=fix)
+        else:
+            yield MedvolError("NOTED", case=case, file=reference, found=note[:150])
 
 
 def _by(numbers: Iterable[float]) -> str:

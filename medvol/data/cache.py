@@ -39,6 +39,7 @@ from medvol.data.cache_crop import Source, StartOf, build_crop, from_memory
 from medvol.data.cache_key import case_name, chain_digest, item_keys
 from medvol.data.cache_store import CacheFolder
 from medvol.data.cache_tiers import Recipe, Tiers
+from medvol.data.notes import ReaderNotes, notes_of
 from medvol.errors import MedvolError
 
 __all__ = ["AfterCache", "CacheStats", "CachedVolumes"]
@@ -127,7 +128,7 @@ class CachedVolumes(Dataset[Any]):
         self._tiers.begin(keys)
 
     def fill(self) -> CacheStats:
-        """Prepare what is missing and check what is there, with a progress bar.
+        """Prepare what is missing and check what is there, with a progress bar; warn of what readers noted.
 
         Raises:
             MedvolError: Of the first case that cannot be prepared; the other failures stand in `details`.
@@ -135,14 +136,17 @@ class CachedVolumes(Dataset[Any]):
         self._keys = self._keys_of(self.data)
         self._tiers.begin(self._keys)
         failures: list[MedvolError] = []
+        notes = ReaderNotes()
         for index in tqdm(range(len(self)), desc="Preparing volumes", unit="case", disable=not self.progress):
             try:
                 if self.cached_steps:
-                    self._tiers.ensure(self._recipe(index))
+                    recipe = self._recipe(index)
+                    notes.add(recipe.case, notes_of(self._tiers.ensure(recipe)))
             except MedvolError as error:
                 failures.append(error)
                 if len(failures) >= MANY_FAILURES:
                     break
+        notes.warn()
         if failures:
             raise _summary(failures) from failures[0]
         return self.stats

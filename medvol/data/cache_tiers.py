@@ -98,11 +98,12 @@ class Tiers:
         held, arrays = self._first_access(recipe)
         return make(held.template, from_memory(arrays))
 
-    def ensure(self, recipe: Recipe) -> None:
-        """Prepare an entry unless this process has it and it is still there."""
+    def ensure(self, recipe: Recipe) -> Any:
+        """Prepare an entry unless this process has it and it is still there; return its template."""
         held = self._held.get(recipe.key)
         if held is None or (held.arrays is None and self._read(recipe.key, held) is None):
-            self._first_access(recipe)
+            held, _ = self._first_access(recipe)
+        return held.template
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker reads from disk; sending it the memory of the main process would copy it.

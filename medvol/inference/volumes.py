@@ -1,4 +1,4 @@
-"""Volumes to predict, one after the other, where one bad file does not stop the others."""
+"""Volumes to predict, one after the other, where one bad file does not stop the others and no note is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, final
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
+from medvol.data.notes import ReaderNotes, notes_of
 from medvol.errors import MedvolError, find_refusal
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,17 @@ class VolumesToPredict(IterableDataset[dict[str, Any]]):
         self.transform = transform
         self.show_progress = show_progress
         self.failures: list[MedvolError] = []
+        self.notes = ReaderNotes()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the preprocessed cases that could be read."""
+        """Yield the preprocessed cases that could be read; warn of what readers noted at the end."""
         self.failures.clear()
+        self.notes = ReaderNotes()
         for item in tqdm(self.data, desc="Predicting", unit="case", disable=not self.show_progress):
             try:
-                yield self.transform(dict(item))
+                prepared = self.transform(dict(item))
+                self.notes.add(item["case"], notes_of(prepared))
+                yield prepared
             except Exception as error:
                 # MONAI's Compose wraps what a transform raises; anything that is not a refusal is a defect and goes on.
                 refusal = find_refusal(error)
@@ -50,3 +55,4 @@ class VolumesToPredict(IterableDataset[dict[str, Any]]):
                 named = refusal.for_case(item["case"])
                 logger.warning("Left out: %s", named)
                 self.failures.append(named)
+        self.notes.warn()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from medvol.errors import MedvolError
 from medvol.geometry import Volume
 from medvol.io.inflate import inflate
-from medvol.io.nifti_affine import nifti_affine, require_one_affine
+from medvol.io.nifti_affine import nifti_affine
 from medvol.io.nifti_layout import HEAD_BYTES, Layout, parse_layout, scaling
 from medvol.io.options import ReadOptions
 from medvol.io.voxels import require_size, settle_axes, settle_values
@@ -53,15 +53,6 @@ def read_nifti(path: Path, options: ReadOptions) -> Volume:
         channel_axis=channel_axis,
         notes=notes + affine_notes + axis_notes + value_notes,
     )
-
-
-def check_affine_conflict(path: Path) -> None:
-    """Refuse a NIfTI file whose qform and sform contradict each other; reads the header only.
-
-    Raises:
-        MedvolError: `AFFINE_CONFLICT`, or what is wrong with the header.
-    """
-    require_one_affine(read_nifti_layout(path).header, path)
 
 
 def read_nifti_layout(path: Path) -> Layout:

@@ -23,6 +23,9 @@ AGREE_MM = 0.1
 AGREE_DEGREES = 0.1
 """Largest angle between the voxel axes of qform and sform that still counts as agreement."""
 
+CONFLICT = "qform and sform disagree"
+"""Start of the note on a file whose two matrices put voxels into different places."""
+
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _UNIT_NAMES = {1: "metres", 3: "microns"}
 
@@ -59,29 +62,8 @@ def nifti_affine(header: Any, file: str | PathLike[str], options: ReadOptions) -
     if codes[other] > 0:
         distance, angle = _disagreement(header, scale)
         if not (distance <= AGREE_MM and angle <= AGREE_DEGREES):
-            notes += (f"qform and sform disagree by {distance:.3g} mm and {angle:.3g} degrees; the {chosen} was used",)
+            notes += (f"{CONFLICT} by {distance:.3g} mm and {angle:.3g} degrees; the {chosen} was used",)
     return affine, notes
-
-
-def require_one_affine(header: Any, file: str | PathLike[str]) -> None:
-    """Refuse a file whose qform and sform, both valid by their codes, put voxels into different places.
-
-    Reading follows the rule above and notes the conflict; this is the strict check.
-
-    Raises:
-        MedvolError: `AFFINE_CONFLICT`.
-    """
-    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
-        return
-    distance, angle = _disagreement(header, _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0))
-    if not (distance <= AGREE_MM and angle <= AGREE_DEGREES):
-        raise MedvolError(
-            "AFFINE_CONFLICT",
-            file=file,
-            found=f"qform and sform disagree by {distance:.3g} mm and {angle:.3g} degrees",
-            expected=f"at most {AGREE_MM} mm and {AGREE_DEGREES} degrees",
-            fix="find out which is right and say affine='qform' or 'sform'",
-        )
 
 
 def _assumed(file: str | PathLike[str], options: ReadOptions, why: str) -> tuple[Affine, tuple[str, ...]]:
