@@ -1,7 +1,8 @@
 """The attributes of one object, cleaned in place at every depth.
 
 The table's rules come first. What they leave is then searched for the names and numbers that the file itself gave its
-patient, physicians and orders: a patient's name that someone typed into the label of a coil goes too.
+patient, physicians and orders: a patient's name that someone typed into the label of a coil goes too. Of coded strings
+only the value that holds one goes, and a value that is a term of the standard stays: a patient may be called Head.
 """
 
 from __future__ import annotations
@@ -19,6 +20,17 @@ from medvol.io.deid_profile import CLEAN, EMPTY, KEEP, REPLACE, UID, Profile, is
 
 _DATES = ("DA", "DT", "TM")
 _TEXTS = ("AE", "LO", "LT", "SH", "ST", "UC", "UR", "UT")
+_WORDS = (
+    "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER SCOUT VOLUME OTHER NONE YES NO MPR MIP NORM STATIC DYNAMIC "
+    "WHOLE BODY GATED SPIN HFS HFP HFDR HFDL FFS FFP FFDR FFDL MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 "
+    "SEG REG RTSTRUCT RTPLAN RTDOSE RTIMAGE RTRECORD IDENTITY INVERSE LIN LOG RESAMPLED ADDITION MAGNITUDE PHASE "
+    "ABDOMEN ANKLE AORTA ARM BACK BLADDER BRAIN BREAST CHEST COLON EAR ELBOW EYE FACE FINGER FOOT HAND HEAD "
+    "HEADNECK HEART HIP JAW KIDNEY KNEE LEG LIVER LUNG NECK NOSE ORBIT PELVIS PROSTATE RIB SHOULDER SKULL SPINE "
+    "CSPINE TSPINE LSPINE SPLEEN STERNUM STOMACH THIGH THORAX THUMB TOE TONGUE UTERUS WHOLEBODY WRIST"
+)
+_TERMS = frozenset(_WORDS.split())
+"""Defined terms of PS3.3 and PS3.16 that are words, as names are, or that a reader of the pixels needs."""
+
 _BIRTH = (0x00100030, 0x00100032)
 _ROI_NAME = 0x30060026
 _CHARSET = 0x00080005
@@ -164,6 +176,8 @@ def _sweep(dataset: Any, pattern: re.Pattern[str] | None) -> int:
     for element in list(_kept(dataset)):
         if element.VR == "SQ":
             count += sum(_sweep(item, pattern) for item in element.value)
+        elif element.VR == "CS":
+            count += _sweep_codes(element, pattern)
         elif element.VR in _TEXTS and any(map(pattern.search, _values(element))):
             _replace(element)
             count += 1
@@ -171,6 +185,15 @@ def _sweep(dataset: Any, pattern: re.Pattern[str] | None) -> int:
             del dataset[element.tag]
             count += 1
     return count
+
+
+def _sweep_codes(element: Any, pattern: re.Pattern[str]) -> int:
+    """Replace the values of a coded string that hold an identifier and are no defined term; tell whether any did."""
+    values = _values(element)
+    kept = [one if one in _TERMS or not pattern.search(one) else "ANONYMIZED" for one in values]
+    if kept != values:
+        element.value = kept
+    return int(kept != values)
 
 
 def _kept(dataset: Any) -> Iterable[Any]:

@@ -151,17 +151,31 @@ def test_no_byte_of_a_secret_in_any_attribute_of_the_table_comes_through(
 
 
 def test_a_name_typed_into_any_text_of_the_whole_dictionary_is_found(tmp_path, voxels, write_series, deid):
-    kinds = [vr for vr in TEXTS if vr != "CS"]  # of coded strings the table alone decides
-
     def edit(dataset, index):
-        plant(dataset, [tag for tag, entry in DicomDictionary.items() if entry[0] in kinds and tag >> 16 < 0x7FE0])
+        tags = [tag for tag, entry in DicomDictionary.items() if entry[0] in TEXTS and tag >> 16 < 0x7FE0]
+        plant(dataset, [tag for tag in tags if tag != 0x00080005])  # the character set is read, and written anew
         dataset.SegmentLabel, dataset.ManufacturerModelName = "left kidney of secretx", "xSECRETXx"
         dataset.ICCProfile = b"profile of SECRETX"
 
     (path,) = write_series(tmp_path / "in", voxels[..., :1], edit=edit)
-    result, _ = deid(path)
+    result, _ = deid(path, allow_pixels=True)  # codes of the pixels are names, too
     assert_clean(result.data)
     assert result.swept > 100
+
+
+def test_of_coded_strings_only_the_value_that_identifies_goes(tmp_path, voxels, write_series, deid):
+    def edit(dataset, index):
+        # Names that are defined terms too, and an identifier beside other terms.
+        dataset.PatientName, dataset.PatientID, dataset.OperatorsName = "Head^Primar", "SECRETX7", "Axial"
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "SECRETX7"]
+        dataset.BodyPartExamined, dataset.ScanOptions, dataset.PatientPosition = "HEAD", "X SECRETX7", "HFS"
+
+    (path,) = write_series(tmp_path / "in", voxels[..., :1], edit=edit)
+    result, dataset = deid(path)
+    assert_clean(result.data)
+    assert list(dataset.ImageType) == ["ORIGINAL", "PRIMARY", "AXIAL", "ANONYMIZED"]
+    assert (dataset.BodyPartExamined, dataset.ScanOptions) == ("HEAD", "ANONYMIZED")
+    assert (dataset.Modality, dataset.PhotometricInterpretation) == ("CT", "MONOCHROME2")
 
 
 def test_a_dataset_without_secrets_in_it_loses_nothing_that_describes_the_image(tmp_path, voxels, write_series, deid):
