@@ -225,7 +225,11 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def _classes(slices: Sequence[SliceHeader]) -> tuple[str, ...]:
-    """Return the SOP class of each slice."""
+    """Return the SOP class of each slice; where the object lacks it, the head of its file repeats it.
+
+    Raises:
+        MedvolError: `NO_UID`.
+    """
     from pydicom import dcmread
 
     known: dict[Path, str] = {}
@@ -235,7 +239,10 @@ def _classes(slices: Sequence[SliceHeader]) -> tuple[str, ...]:
                 found: Any = walk_header(stream, ("SOPClassUID",))
                 if found is None:
                     found = dcmread(one.path, force=True, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-            known[one.path] = str(found.get("SOPClassUID") or "")
+            head = getattr(found, "file_meta", None)
+            known[one.path] = str(found.get("SOPClassUID") or getattr(head, "MediaStorageSOPClassUID", ""))
+            if not _UID.fullmatch(known[one.path]):
+                raise _no_uid(one.path, "SOPClassUID")
     return tuple(known[one.path] for one in slices)
 
 
@@ -281,13 +288,17 @@ def _require_uids(one: SliceHeader) -> None:
     uids = {"Study": one.study_uid, "Series": one.series_uid, "SOP": one.instance_uid}
     missing = [f"{name}InstanceUID" for name, uid in uids.items() if not _UID.fullmatch(uid)]
     if missing:
-        raise MedvolError(
-            "NO_UID",
-            file=one.path,
-            found=f"no {missing[0]}",
-            expected="study, series and instance UIDs, by which a result refers to its source",
-            fix="export or anonymise the series again, keeping them",
-        )
+        raise _no_uid(one.path, missing[0])
+
+
+def _no_uid(path: Path, name: str) -> MedvolError:
+    return MedvolError(
+        "NO_UID",
+        file=path,
+        found=f"no {name}",
+        expected="study, series, class and instance UIDs, by which a result refers to its source",
+        fix="export or anonymise the series again, keeping them",
+    )
 
 
 def _mismatch(found: str, source: DicomSource) -> MedvolError:

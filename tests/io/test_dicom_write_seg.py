@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import EnhancedCTImageStorage
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
 from medvol.errors import MedvolError
 from medvol.io.dicom_rle import encode_frame
@@ -296,6 +296,14 @@ def test_a_source_without_identifiers_or_of_another_format_is_refused(tmp_path, 
     write_series(tmp_path / "ct", voxels, edit=anonymise)
     with refused("NO_UID", "StudyInstanceUID"):
         dicom_source(tmp_path / "ct")
+    unclassed = write_series(tmp_path / "unclassed", voxels, edit=lambda dataset, _: delattr(dataset, "SOPClassUID"))
+    assert set(dicom_source(tmp_path / "unclassed").classes) == {CTImageStorage}  # as the head of the file says
+    for path in unclassed:
+        dataset = dcmread(path)
+        dataset.file_meta.MediaStorageSOPClassUID = ""
+        dataset.save_as(path, enforce_file_format=False)
+    with refused("NO_UID", "SOPClassUID"):
+        dicom_source(tmp_path / "unclassed")
     np.save(tmp_path / "a.npy", voxels)
     with refused("NOT_DICOM", "--output_formats"):
         dicom_source(tmp_path / "a.npy")

@@ -154,3 +154,10 @@ def test_nothing_of_the_patient_is_logged(tmp_path, series, measured, caplog):
         tmp_path / "seg.dcm", labels, source.affine, source, coded_structures(SIDED), algorithm=ALGORITHM
     )
     assert caplog.text == ""
+
+
+def test_a_series_whose_class_stands_in_the_head_of_its_files_alone_gets_a_report(tmp_path, voxels, write_series):
+    write_series(tmp_path / "ct", voxels, edit=lambda dataset, _: delattr(dataset, "SOPClassUID"))
+    source = dicom_source(tmp_path / "ct")
+    path = write_class_report(tmp_path / "sr.dcm", {"vessel": 0.25, "aneurysm": 0.75}, source, algorithm=ALGORITHM).path
+    assert_valid(path)
