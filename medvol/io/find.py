@@ -26,7 +26,7 @@ class Found:
 
     Args:
         reference: For `read_volume`; absolute if the folder was.
-        name: From the path relative to the folder; for DICOM the folder of the files and the series number.
+        name: From the path relative to the folder; for DICOM the folder of the files and the series number, if any.
         verdict: For DICOM, the code with which reading will refuse, by the headers; empty otherwise.
     """
 
@@ -87,14 +87,14 @@ def _found_series(folder: Path, root: Path) -> list[Found]:
         infos = list_series(folder)
         return [Found(str(folder), _stem(Path(folder.name)), one.verdict) for one in infos]
     found = []
-    for position, info in enumerate(list_series(folder), start=1):
+    for info in list_series(folder):
         if not info.uid and len(info.files) == 1:  # a damaged header, or a file without a series: it stands for itself
             found.append(Found(str(info.files[0]), _stem(info.files[0].relative_to(root)), info.verdict))
             continue
-        number = info.number if info.number is not None else position
+        suffix = "" if info.number is None else f"_series{info.number}"
         for place, verdict in series_places(info):
             relative = place.relative_to(root).as_posix()
-            name = _safe(f"{folder.resolve().name if relative == '.' else relative}_series{number}")
+            name = _safe(f"{folder.resolve().name if relative == '.' else relative}{suffix}")
             found.append(Found(f"{place}#{info.uid}" if info.uid else str(place), name, verdict))
     return found
 

@@ -143,3 +143,13 @@ def test_localizers_without_a_series_uid_are_not_taken_for_the_series_beside_the
         (str(tmp_path), "MIXED_SERIES"),
         (f"{tmp_path}#1.2.3.4", ""),
     }
+
+
+def test_the_name_of_a_series_without_a_number_does_not_depend_on_its_neighbours(tmp_path, voxels, write_series):
+    def edit(dataset, index):
+        dataset.SeriesNumber = None
+
+    write_series(tmp_path / "tree" / "b", voxels, series="1.2.3.5", edit=edit)
+    (alone,) = find_volumes(tmp_path / "tree" / "b")
+    write_series(tmp_path / "tree" / "a", voxels, series="1.2.3.4")
+    assert (alone.name, [one.name for one in find_volumes(tmp_path / "tree")]) == ("b", ["a_series7", "b"])
