@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from torch import nn
 
 from medvol.data.facts import Facts
 from medvol.errors import require_choice
+from medvol.geometry import is_sheared
 from medvol.inference.agreement import LabelAgreement, agreement
 from medvol.inference.runtime import Runtime
 from medvol.inference.segmented import SegmentedVolume, predict_labels
@@ -27,6 +29,8 @@ from medvol.inference.windows import plan_windows
 from medvol.io.write_nifti import mask_paths, write_probabilities
 from medvol.metrics.overlap import confusion_counts, dice_of_counts
 from medvol.transforms.components import Cleaning, clean_labels
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -164,6 +168,7 @@ class WriteMasks:
         self.names = [names.get(value, "") for value in range(max(self.values) + 1)]
         self.written: dict[str, Path] = {}
         self.further: list[Path] = []
+        self._has_warned = False
 
     def attach(self, engine: Engine) -> None:
         """Hook into the end of each iteration."""
@@ -177,6 +182,7 @@ class WriteMasks:
             if self.values != tuple(range(len(self.values))):
                 labels = np.asarray(self.values, dtype=label_dtype(max(self.values) + 1))[labels]
             replace(segmented, labels=labels).write(self.paths[case], self.names)
+            self._warn_of_shear(case, segmented)
             self.written[case] = self.paths[case]
         maps = () if segmented.probabilities is None else segmented.probabilities
         for name, probabilities in zip(self.probabilities_of, maps, strict=True):
@@ -184,3 +190,15 @@ class WriteMasks:
             path = mask_paths(self.paths[case].parent, [f"{case}.{name}"])[f"{case}.{name}"]
             write_probabilities(path, probabilities, segmented.affine, has_geometry=segmented.grid.has_geometry)
             self.further.append(path)
+
+    def _warn_of_shear(self, case: str, segmented: SegmentedVolume) -> None:
+        """Warn, once, of a mask that viewers built on ITK cannot open; its voxels are where the source's are."""
+        if self._has_warned or not segmented.grid.has_geometry or not is_sheared(segmented.affine):
+            return
+        self._has_warned = True
+        logger.warning(
+            "case %s: the scan's axes are not at right angles (a tilted gantry), nor are those of its mask, and of all "
+            "like it; ITK, 3D Slicer and SimpleITK do not open such NIfTI files. Of DICOM, write --output_formats "
+            "\"['dicom-seg']\"",
+            case,
+        )

@@ -2,15 +2,19 @@
 
 import errno
 import tempfile
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from monai.data import MetaTensor
 from torch.nn import functional
 
+from medvol.data.facts import Facts
 from medvol.errors import MedvolError
+from medvol.inference.segment import WriteMasks
 from medvol.inference.segmented import predict_labels
 from medvol.inference.sliding_window import SlidingWindow
 from medvol.io.write_nifti import read_structures
@@ -34,13 +38,13 @@ def source():
     return labels
 
 
-def image_of(source, has_geometry=True):
+def image_of(source, has_geometry=True, affine=AFFINE):
     grey = np.array([0.0, 1.5, 4.0], dtype=np.float32)[source]
     if not has_geometry:
         meta = {"original_affine": np.eye(4), "spatial_shape": np.array(SHAPE), "has_geometry": False}
         return MetaTensor(torch.from_numpy(grey)[None], meta={**meta, "affine": np.eye(4)})
-    oriented = nib.as_closest_canonical(nib.Nifti1Image(grey, AFFINE))
-    meta = {"original_affine": AFFINE, "spatial_shape": np.array(SHAPE), "affine": torch.from_numpy(oriented.affine)}
+    oriented = nib.as_closest_canonical(nib.Nifti1Image(grey, affine))
+    meta = {"original_affine": affine, "spatial_shape": np.array(SHAPE), "affine": torch.from_numpy(oriented.affine)}
     return MetaTensor(torch.from_numpy(oriented.get_fdata(dtype=np.float32).copy())[None], meta=meta)
 
 
@@ -111,3 +115,19 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path, source):
 def test_a_structure_that_the_network_lacks_is_refused(tmp_path, source):
     with pytest.raises(MedvolError, match="UNKNOWN_OPTION.*0 to 2"):
         predict_labels(image_of(source), thresholds, WINDOW, folder_for_memmap=tmp_path, structures=[3])
+
+
+def test_a_mask_that_itk_cannot_open_is_written_with_a_warning(tmp_path, source, caplog):
+    facts = Facts(("background", "kidney", "spleen"), ("image",), (4, 4, 4), None, "mr", None, True, False)
+    tilted = AFFINE + np.eye(4)[:, [0]] * np.array([0.0, 0.3, 0.0, 0.0])  # x grows along y
+    masks = WriteMasks(tmp_path, ["straight", "a", "b"], facts)
+    for case, affine in (("straight", AFFINE), ("a", tilted), ("b", tilted)):
+        result = predict_labels(image_of(source, affine=affine), thresholds, WINDOW, folder_for_memmap=tmp_path)
+        masks(SimpleNamespace(state=SimpleNamespace(output={"case": case, "segmented": result})))
+        np.testing.assert_allclose(nib.load(tmp_path / f"{case}.nii.gz").affine, affine, atol=1e-6)
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert "case a" in told
+    assert "ITK" in told
+    assert "dicom-seg" in told
+    with pytest.raises(RuntimeError, match="orthonormal"):  # the day it can, the warning may go
+        SimpleITK.ReadImage(tmp_path / "a.nii.gz")
