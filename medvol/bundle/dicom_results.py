@@ -56,7 +56,7 @@ _TAILS = {**dict.fromkeys(SEGMENTATIONS, ""), REPORT: "_sr", PAGE: "_sc"}
 class DicomResults:
     """Write the DICOM results of every case of a segmenting evaluator's run, after `WriteMasks`.
 
-    A case whose header does not allow a result is listed among the dataset's failures; the others go on.
+    A case whose source does not allow a result is listed in the dataset's `without_result`; the others go on.
 
     Args:
         session: Of the run; names what made the results.
@@ -178,7 +178,7 @@ class ClassReports:
         self.algorithm = algorithm_of(session, record)
 
     def write(self, collected: CollectPredictions) -> list[Path]:
-        """Return the files written; a case whose header does not allow one is added to the dataset's failures."""
+        """Return the files written; a case whose source does not allow one is listed in `without_result`."""
         predictions, files = collected.result(), []
         for case, row in zip(predictions.cases, predictions.probabilities, strict=True):
             if case not in self.references:
@@ -260,4 +260,4 @@ def _may_be_dicom(reference: str) -> bool:
 def _leave_out(refusal: MedvolError, case: str, dataset: VolumesToPredict) -> None:
     named = (find_refusal(refusal) or refusal).for_case(case)
     logger.warning("No DICOM result: %s", named)
-    dataset.failures.append(named)
+    dataset.without_result.append(named)

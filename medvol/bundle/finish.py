@@ -188,12 +188,12 @@ def finish_inference(
     *,
     further: Sequence[Path] = (),
 ) -> None:
-    """Write predictions.csv and run.json; end with exit code 3 when some cases could not be read, 1 when none could.
+    """Write predictions.csv and run.json; end with exit code 3 when some cases failed, 1 when none could be read.
 
     Args:
         session: From `begin`.
         collected: The predictions.
-        dataset: Knows which cases could not be read.
+        dataset: Knows which cases could not be read, and which have no DICOM result.
         record: Of the model.
         further: Files that were written already and belong to the run.
 
@@ -205,12 +205,29 @@ def finish_inference(
     if failures and not predictions.cases:
         raise failures[0]
     path = session.output_dir / "predictions.csv"
-    write_predictions(path, predictions, record.facts.classes, failures=failures)
-    summary = {"weights_sha256": record.weights_sha256, "predicted": len(predictions.cases), "failed": len(failures)}
-    logger.info("Predicted %d cases, %d could not be read", len(predictions.cases), len(failures))
-    write_run(session, "inference", summary, [path, *further])
-    if failures:
+    refusals = [*failures, *dataset.without_result]
+    write_predictions(path, predictions, record.facts.classes, failures=refusals)
+    counts = count_predicted("Predicted", len(predictions.cases), dataset)
+    write_run(session, "inference", {"weights_sha256": record.weights_sha256, **counts}, [path, *further])
+    if refusals:
         raise SystemExit(SOME_FAILED)
+
+
+def count_predicted(verb: str, predicted: int, dataset: VolumesToPredict) -> dict[str, int]:
+    """Log how many cases an inference predicted, could not read, and wrote no DICOM result of; return the numbers.
+
+    Args:
+        verb: What was done with them.
+        predicted: Number of cases that were read.
+        dataset: Knows the others.
+    """
+    counts = {"predicted": predicted, "failed": len(dataset.failures)}
+    words = f"{verb} {predicted} cases, {counts['failed']} could not be read"
+    if dataset.without_result:
+        counts["without_dicom_result"] = len(dataset.without_result)
+        words += f", {counts['without_dicom_result']} have no DICOM result"
+    logger.info("%s", words)
+    return counts
 
 
 def require_unseen(study: Study, record: ModelRecord, split: str, ensemble: Sequence[str | Path] = ()) -> None:

@@ -14,7 +14,7 @@ from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
 from medvol.bundle.explained import REPORT_CASES
-from medvol.bundle.finish import SOME_FAILED, write_report, write_run
+from medvol.bundle.finish import SOME_FAILED, count_predicted, write_report, write_run
 from medvol.bundle.session import Session
 from medvol.data.cache import CachedVolumes
 from medvol.data.facts import Facts
@@ -162,23 +162,22 @@ def finish_evaluation(
 def finish_inference(
     session: Session, collected: CollectCases, segment: SegmentCases, dataset: VolumesToPredict, record: ModelRecord
 ) -> None:
-    """Write predictions.csv and run.json; end with exit code 3 when some cases could not be read, 1 when none could.
+    """Write predictions.csv and run.json; end with exit code 3 when some cases failed, 1 when all did.
 
     Raises:
         MedvolError: The first refusal, when every case was refused.
         SystemExit: With code 3.
     """
-    failures, written = dataset.failures, collected.masks.written
-    if failures and not written:
-        raise failures[0]
-    for failure in failures:
-        collected.cases.add_failure(failure)
+    refusals, written = [*dataset.failures, *dataset.without_result], collected.masks.written
+    if refusals and not written:
+        raise refusals[0]
+    for refusal in refusals:
+        collected.cases.add_failure(refusal)
     path = write_predictions(session.output_dir / "predictions.csv", collected.cases)
-    logger.info("Segmented %d cases, %d could not be read", len(written), len(failures))
-    counts = {"predicted": len(written), "failed": len(failures)}
+    counts = count_predicted("Segmented", len(collected.cases.rows), dataset)
     summary = {"weights_sha256": record.weights_sha256, **counts, **_agreement(segment)}
     write_run(session, "inference", summary, [path, *{*written.values(), *collected.masks.further}])
-    if failures:
+    if refusals:
         raise SystemExit(SOME_FAILED)
 
 

@@ -23,6 +23,11 @@ class VolumesToPredict(IterableDataset[dict[str, Any]]):
         data: Items with `case` and `image`.
         transform: Preprocessing.
         show_progress: Whether to draw a progress bar.
+
+    Attributes:
+        failures: Refusals of the cases that could not be read.
+        without_result: Refusals of results of cases that were predicted, as of a DICOM file that a header does not
+            allow.
     """
 
     def __init__(
@@ -36,11 +41,13 @@ class VolumesToPredict(IterableDataset[dict[str, Any]]):
         self.transform = transform
         self.show_progress = show_progress
         self.failures: list[MedvolError] = []
+        self.without_result: list[MedvolError] = []
         self.notes = ReaderNotes()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the preprocessed cases that could be read; warn of what readers noted at the end."""
         self.failures.clear()
+        self.without_result.clear()
         self.notes = ReaderNotes()
         for item in tqdm(self.data, desc="Predicting", unit="case", disable=not self.show_progress):
             try:

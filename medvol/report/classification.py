@@ -60,15 +60,16 @@ def write_predictions(
     split: str = "",
     failures: Sequence[MedvolError] = (),
 ) -> Path:
-    """Write a row per case: case, patient, split, label, pred, a probability per class, and why a case failed.
+    """Write a row per case: case, patient, split, label, pred, a probability per class, and what failed.
 
     Args:
         path: CSV file.
         predictions: Of the cases that could be read.
         classes: Class names.
         split: Name of the split, empty for inference.
-        failures: Refusals of the cases that could not.
+        failures: Refusals of the cases that could not, and of results of those that could.
     """
+    errors = {failure.case: str(failure) for failure in failures}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "patient", "split", "label", "pred", *[f"prob_{name}" for name in classes], "error"])
@@ -76,9 +77,10 @@ def write_predictions(
         label = "" if predictions.labels is None else classes[predictions.labels[index]]
         row = predictions.probabilities[index]
         # In full: rounded probabilities would make equal what the network told apart, and the AUC another one.
-        writer.writerow([case, patient, split, label, classes[int(row.argmax())], *map(repr, row.tolist()), ""])
-    for failure in failures:
-        writer.writerow([failure.case, "", split, "", "", *[""] * len(classes), str(failure)])
+        pred, error = classes[int(row.argmax())], errors.pop(case, "")
+        writer.writerow([case, patient, split, label, pred, *map(repr, row.tolist()), error])
+    for case, error in errors.items():
+        writer.writerow([case, "", split, "", "", *[""] * len(classes), error])
     write_text(path, text.getvalue())
     return Path(path)
 

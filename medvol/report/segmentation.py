@@ -29,7 +29,7 @@ SCORE_COLUMNS = ("dice", "hd95_mm", "nsd", "volume_ml", "true_volume_ml")
 
 
 def write_predictions(path: str | Path, cases: SegmentedCases, split: str = "") -> Path:
-    """Write a row per case: case, patient, split, scores of each structure, file of the mask, and why a case failed.
+    """Write a row per case: case, patient, split, scores of each structure, file of the mask, and what failed.
 
     Args:
         path: CSV file.
@@ -43,11 +43,12 @@ def write_predictions(path: str | Path, cases: SegmentedCases, split: str = "") 
     writer = csv.writer(text, lineterminator="\n")
     head = [f"{name}_{structure}" for name, structure in columns]
     writer.writerow(["case", "patient", "split", *head, "output", "error"])
+    errors = {failure.case: str(failure) for failure in cases.failures}
     for row in cases.rows:
         values = [_number(row.scores[structure].get(name)) for name, structure in columns]
-        writer.writerow([row.case, row.patient, split, *values, row.output, ""])
-    for failure in cases.failures:
-        writer.writerow([failure.case, "", split, *[""] * len(columns), "", str(failure)])
+        writer.writerow([row.case, row.patient, split, *values, row.output, errors.pop(row.case, "")])
+    for case, error in errors.items():
+        writer.writerow([case, "", split, *[""] * len(columns), "", error])
     write_text(path, text.getvalue())
     return Path(path)
 

@@ -155,18 +155,42 @@ def test_what_cannot_be_written_is_refused_before_the_first_case(options, code, 
     assert not (tmp_path / "out" / "predictions").exists()
 
 
-def test_a_header_that_allows_no_result_fails_its_case_alone(series, segmenter, predict, tmp_path):
-    for path in (series / "a").iterdir():
+def without_study(folder):
+    """Take the study's UID from a series, which reads but allows no result."""
+    for path in folder.iterdir():
         dataset = dcmread(path)
         dataset.StudyInstanceUID = ""
         dataset.save_as(path)
+
+
+@pytest.mark.parametrize("formats", [["dicom-seg"], ["nifti", "dicom-seg"]])
+def test_a_header_that_allows_no_result_is_told_in_the_row_of_its_case(
+    formats, series, segmenter, predict, tmp_path, capsys
+):
+    without_study(series / "a")
     with pytest.raises(SystemExit) as ended:
-        predict(series, segmenter, output_formats=["dicom-seg"])
+        predict(series, segmenter, output_formats=formats)
     assert ended.value.code == 3
     with (tmp_path / "out" / "predictions.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert [row["case"][0] for row in rows if row["output"]] == ["b"]
-    assert [row["case"][0] for row in rows if "NO_UID" in row["error"]] == ["a"]
+        first, second = csv.DictReader(stream)
+    assert (first["case"][0], bool(first["output"]), first["error"][:6]) == ("a", "nifti" in formats, "NO_UID")
+    assert (second["case"][0], bool(second["output"]), second["error"]) == ("b", True, "")
+    assert "Segmented 2 cases, 0 could not be read, 1 have no DICOM result" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["inference"]
+    assert (record["predicted"], record["failed"], record["without_dicom_result"]) == (2, 0, 1)
+
+
+def test_a_classification_without_a_dicom_result_is_one_row(series, predict, tmp_path, capsys):
+    without_study(series / "a")
+    network = resnet3d(in_channels=1, num_outputs=2, widths=(32, 64, 128), dropout=0.2)
+    save_model(tmp_path / "models", network, ModelRecord(facts(("vessel", "aneurysm"))))
+    with pytest.raises(SystemExit) as ended:
+        predict(series, tmp_path / "models", RESNET, output_formats=["dicom-sr"])
+    assert ended.value.code == 3
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as stream:
+        rows = [(row["case"][0], bool(row["pred"]), row["error"].partition(":")[0]) for row in csv.DictReader(stream)]
+    assert rows == [("a", True, "NO_UID"), ("b", True, "")]
+    assert "Predicted 2 cases, 0 could not be read, 1 have no DICOM result" in capsys.readouterr().out
 
 
 def test_a_classification_reports_the_probabilities_of_its_table(series, predict, tmp_path):
