@@ -10,13 +10,14 @@
 | `dicom-sr` | `<case>_sr.dcm` | volumes and mean intensities, or class probabilities, as a structured report |
 | `dicom-sc` | `<case>_sc.dcm` | a page with outlines on three slices |
 
-All but the first need sources that are DICOM. That is checked before the first case, and so are the structures' codes.
+All but the first need sources that are DICOM. That one is, is checked before the first case, and so are the structures'
+codes; a case that is not, or whose file is damaged, stops no other.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
@@ -37,7 +38,8 @@ from medvol.io.dicom_source import dicom_source, is_dicom_reference, not_dicom
 from medvol.io.dicom_write_sc import write_picture
 from medvol.io.dicom_write_seg import Algorithm, WrittenObject, write_segmentation
 from medvol.io.dicom_write_sr import Measured, write_class_report, write_structure_report
-from medvol.io.read import read_volume
+from medvol.io.read import DICOM, read_volume, suffix_kind
+from medvol.io.reference import parse_reference
 from medvol.io.segment_codes import SegmentCodes, coded_structures
 from medvol.io.write_nifti import mask_paths
 from medvol.report.page import segmentation_page
@@ -67,7 +69,7 @@ class DicomResults:
         segment_codes: See `medvol.io.segment_codes`.
 
     Raises:
-        MedvolError: `UNKNOWN_OPTION`, `NOT_DICOM` naming the first such case, `UNKNOWN_STRUCTURE`, `NEED_PACKAGE`,
+        MedvolError: `UNKNOWN_OPTION`, `NOT_DICOM` where no case is, `UNKNOWN_STRUCTURE`, `NEED_PACKAGE`,
             `SAME_OUTPUT`; all before the first case.
     """
 
@@ -165,8 +167,8 @@ class ClassReports:
         formats: See `CLASSIFICATION_FORMATS`; none writes nothing.
 
     Raises:
-        MedvolError: `UNKNOWN_OPTION`, `NOT_DICOM` naming the first such case, `NEED_PACKAGE`, `SAME_OUTPUT`; all before
-            the first case.
+        MedvolError: `UNKNOWN_OPTION`, `NOT_DICOM` where no case is, `NEED_PACKAGE`, `SAME_OUTPUT`; all before the first
+            case.
     """
 
     def __init__(
@@ -234,9 +236,7 @@ def _prepare(
         raise MedvolError("UNKNOWN_OPTION", found="two kinds of segmentation", expected=" or ".join(SEGMENTATIONS))
     references = {item["case"]: _first(item.get("image")) for item in dataset.data}
     references = {case: reference for case, reference in references.items() if reference}
-    for case, reference in references.items():
-        if not _may_be_dicom(reference):
-            raise not_dicom(reference, case)
+    _require_dicom(references)
     names = {(case, name): f"{case}{_TAILS[name]}" for case in references for name in wanted}
     paths = mask_paths(folder, names.values(), ".dcm")
     return references, {key: paths[name] for key, name in names.items()}
@@ -249,10 +249,22 @@ def _first(reference: str | Sequence[str] | None) -> str:
     return str(reference[0]) if reference else ""
 
 
+def _require_dicom(references: Mapping[str, str]) -> None:
+    """Refuse sources of which none is DICOM; where some are, the others are told now and listed after their turn."""
+    others = [case for case, reference in references.items() if not _may_be_dicom(reference)]
+    if not others:
+        return
+    if len(others) == len(references):
+        raise not_dicom(references[others[0]], others[0])
+    logger.warning(
+        "%d of %d cases are not DICOM and get no DICOM result, such as %s", len(others), len(references), others[0]
+    )
+
+
 def _may_be_dicom(reference: str) -> bool:
-    """Tell whether a reference names DICOM; one that cannot be opened is left to reading, which lists it."""
+    """Tell whether a reference names DICOM; one that is damaged, or cannot be opened, is left to reading."""
     try:
-        return is_dicom_reference(reference)
+        return is_dicom_reference(reference) or suffix_kind(parse_reference(reference).path.name) == DICOM
     except (MedvolError, OSError):
         return True
 

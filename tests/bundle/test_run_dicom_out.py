@@ -127,15 +127,30 @@ def test_nothing_of_the_patient_leaves_the_dicom_files(series, segmenter, predic
     assert "SECRETX" not in caplog.text
 
 
-def test_a_source_that_is_not_dicom_is_refused_before_the_first_case(series, segmenter, predict, tmp_path):
+def test_sources_of_which_none_is_dicom_are_refused_before_the_first_case(series, segmenter, predict, tmp_path):
     volume = read_volume(series / "a")
-    nib.save(nib.Nifti1Image(np.asarray(volume.array), volume.affine), series / "c.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(volume.array), volume.affine), tmp_path / "c.nii.gz")
     with pytest.raises(Exception) as wrapped:  # noqa: PT011
-        predict(series, segmenter, output_formats=["nifti", "dicom-seg"])
+        predict(tmp_path / "c.nii.gz", segmenter, output_formats=["nifti", "dicom-seg"])
     refusal = find_refusal(wrapped.value)
     assert (refusal.code, refusal.case) == ("NOT_DICOM", "c")
     assert len(str(refusal)) <= 300
     assert not (tmp_path / "out" / "predictions").exists()
+
+
+def test_a_file_that_is_no_dicom_among_dicom_stops_no_other_case(series, segmenter, predict, tmp_path, capsys):
+    volume = read_volume(series / "a")
+    nib.save(nib.Nifti1Image(np.asarray(volume.array), volume.affine), series / "c.nii.gz")
+    (series / "d.dcm").touch()
+    with pytest.raises(SystemExit) as ended:
+        predict(series, segmenter, output_formats=["nifti", "dicom-seg"])
+    assert ended.value.code == 3
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as stream:
+        rows = {row["case"][0]: row for row in csv.DictReader(stream)}
+    codes = {case: row["error"].partition(":")[0] for case, row in rows.items()}
+    assert codes == {"a": "", "b": "", "c": "NOT_DICOM", "d": "TRUNCATED"}
+    assert rows["c"]["output"] == "predictions/c.nii.gz"
+    assert "1 of 4 cases are not DICOM and get no DICOM result, such as c" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
