@@ -108,6 +108,19 @@ def require_choice(option: str, value: object, choices: Iterable[str]) -> None:
         )
 
 
+def require_choices(option: str, values: str | Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
+    """Return the values of an option that takes several, of which a single one may be written as a plain word.
+
+    Raises:
+        MedvolError: `UNKNOWN_OPTION` for the first that is not among the choices.
+    """
+    known = list(choices)
+    chosen = (values,) if isinstance(values, str) else tuple(values)
+    for value in chosen:
+        require_choice(option, value, known)
+    return chosen
+
+
 def find_refusal(error: BaseException | None) -> MedvolError | None:
     """Return the MedvolError that an exception was raised from, however often MONAI wrapped it.
 

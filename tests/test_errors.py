@@ -4,10 +4,11 @@ import errno
 import os
 import pickle
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvol.errors import MedvolError, find_refusal, nearest
+from medvol.errors import MedvolError, find_refusal, nearest, require_choices
 
 
 def example():
@@ -65,3 +66,10 @@ def test_a_refusal_comes_before_the_full_disk_that_it_was_made_from():
     refusal = MedvolError("CANNOT_WRITE", found="no room")
     refusal.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert find_refusal(refusal) is refusal
+
+
+def test_a_single_choice_of_several_may_be_a_plain_word():
+    assert require_choices("colour", "red", ["red", "blue"]) == ("red",)
+    assert require_choices("colour", ["red", "blue"], ["red", "blue"]) == ("red", "blue")
+    with pytest.raises(MedvolError, match=r"UNKNOWN_OPTION: colour 'bluee'; .*did you mean 'blue'?"):
+        require_choices("colour", "bluee", ["red", "blue"])

@@ -28,7 +28,7 @@ from ignite.engine import Engine, Events
 
 from medvol import __version__
 from medvol.bundle.session import Session
-from medvol.errors import MedvolError, find_refusal, require_choice
+from medvol.errors import MedvolError, find_refusal, require_choices
 from medvol.inference.collect import CollectPredictions
 from medvol.inference.record import ModelRecord
 from medvol.inference.segment import WriteMasks
@@ -65,7 +65,7 @@ class DicomResults:
         masks: Handler that writes NIfTI masks, and knows all files of the run.
         dataset: Cases and their references.
         record: Of the model.
-        formats: See `SEGMENTATION_FORMATS`.
+        formats: See `SEGMENTATION_FORMATS`; one may be a plain word.
         segment_codes: See `medvol.io.segment_codes`.
 
     Raises:
@@ -80,16 +80,16 @@ class DicomResults:
         dataset: VolumesToPredict,
         record: ModelRecord,
         *,
-        formats: Sequence[str],
+        formats: str | Sequence[str],
         segment_codes: SegmentCodes = (),
     ) -> None:
         if not formats:
             raise MedvolError("UNKNOWN_OPTION", found="no output format", expected=" or ".join(SEGMENTATION_FORMATS))
-        self.references, self.paths = _prepare(dataset, masks.folder, formats, SEGMENTATION_FORMATS)
-        self.formats = tuple(formats)
+        self.formats = require_choices("output_formats", formats, SEGMENTATION_FORMATS)
+        self.references, self.paths = _prepare(dataset, masks.folder, self.formats)
         self.masks, self.dataset = masks, dataset
         self.algorithm = algorithm_of(session, record)
-        coded = any(one in (*SEGMENTATIONS, REPORT) for one in formats)
+        coded = any(one in (*SEGMENTATIONS, REPORT) for one in self.formats)
         self.names = record.facts.classes[1:]
         self.structures = coded_structures(self.names, segment_codes) if coded else ()
         for one in self.structures:
@@ -164,7 +164,7 @@ class ClassReports:
         session: Of the run; names what made the results.
         dataset: Cases and their references.
         record: Of the model.
-        formats: See `CLASSIFICATION_FORMATS`; none writes nothing.
+        formats: See `CLASSIFICATION_FORMATS`; one may be a plain word, none writes nothing.
 
     Raises:
         MedvolError: `UNKNOWN_OPTION`, `NOT_DICOM` where no case is, `NEED_PACKAGE`, `SAME_OUTPUT`; all before the first
@@ -172,10 +172,10 @@ class ClassReports:
     """
 
     def __init__(
-        self, session: Session, dataset: VolumesToPredict, record: ModelRecord, *, formats: Sequence[str]
+        self, session: Session, dataset: VolumesToPredict, record: ModelRecord, *, formats: str | Sequence[str]
     ) -> None:
-        folder = session.output_dir / "predictions"
-        self.references, self.paths = _prepare(dataset, folder, formats, CLASSIFICATION_FORMATS)
+        chosen = require_choices("output_formats", formats, CLASSIFICATION_FORMATS)
+        self.references, self.paths = _prepare(dataset, session.output_dir / "predictions", chosen)
         self.dataset, self.classes = dataset, record.facts.classes
         self.algorithm = algorithm_of(session, record)
 
@@ -220,11 +220,9 @@ def mean_by_label(image: npt.NDArray[Any], labels: npt.NDArray[Any], count: int)
 
 
 def _prepare(
-    dataset: VolumesToPredict, folder: Path, formats: Sequence[str], known: Sequence[str]
+    dataset: VolumesToPredict, folder: Path, formats: Sequence[str]
 ) -> tuple[dict[str, str], dict[tuple[str, str], Path]]:
     """Return the reference of each case, and the file of each case and DICOM format; none where no format is DICOM."""
-    for name in formats:
-        require_choice("output_formats", name, known)
     wanted = [name for name in formats if name != NIFTI]
     if not wanted:
         return {}, {}

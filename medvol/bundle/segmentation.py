@@ -18,7 +18,7 @@ from medvol.bundle.finish import SOME_FAILED, count_predicted, write_report, wri
 from medvol.bundle.session import Session
 from medvol.data.cache import CachedVolumes
 from medvol.data.facts import Facts
-from medvol.errors import require_choice
+from medvol.errors import require_choices
 from medvol.inference.choose_cleaning import Case, choose_cleaning, cleaning_table
 from medvol.inference.record import RECORD_FILE, WEIGHTS_FILE, ModelRecord, load_record, load_weights, write_record
 from medvol.inference.segment import SegmentCases, WriteMasks
@@ -101,15 +101,12 @@ class CollectCases:
         output_dir: str | Path,
         *,
         nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
-        lesion_structures: Sequence[str] = (),
+        lesion_structures: str | Sequence[str] = (),
     ) -> None:
-        for name in lesion_structures:
-            require_choice("lesion_structures", name, facts.classes[1:])
+        lesions = require_choices("lesion_structures", lesion_structures, facts.classes[1:])
         self.masks = masks
         self.output_dir = Path(output_dir)
-        self.cases = SegmentedCases(
-            _structures(facts), nsd_tolerance_mm=nsd_tolerance_mm, lesion_structures=lesion_structures
-        )
+        self.cases = SegmentedCases(_structures(facts), nsd_tolerance_mm=nsd_tolerance_mm, lesion_structures=lesions)
 
     def attach(self, engine: Engine) -> None:
         """Hook into the end of each iteration."""

@@ -18,7 +18,7 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from medvol.data.facts import Facts
-from medvol.errors import require_choice
+from medvol.errors import require_choices
 from medvol.geometry import is_sheared
 from medvol.inference.agreement import LabelAgreement, agreement
 from medvol.inference.runtime import Runtime
@@ -61,12 +61,11 @@ class SegmentCases:
         *,
         scratch: str | Path,
         cleanings: Mapping[int, Cleaning] | None = None,
-        probabilities_of: Sequence[str] = (),
+        probabilities_of: str | Sequence[str] = (),
         compared: Runtime | None = None,
     ) -> None:
-        for name in probabilities_of:
-            require_choice("save_probabilities", name, facts.classes)
-        self.probabilities_of = [facts.classes.index(name) for name in probabilities_of]
+        kept = require_choices("save_probabilities", probabilities_of, facts.classes)
+        self.probabilities_of = [facts.classes.index(name) for name in kept]
         self.window = window
         self.classes = facts.classes
         self.scratch = Path(scratch)
@@ -156,13 +155,13 @@ class WriteMasks:
         cases: Sequence[str],
         facts: Facts,
         *,
-        probabilities_of: Sequence[str] = (),
-        formats: Sequence[str] = ("nifti",),
+        probabilities_of: str | Sequence[str] = (),
+        formats: str | Sequence[str] = ("nifti",),
     ) -> None:
         self.folder = Path(folder)
         self.paths = mask_paths(folder, cases)
-        self.writes_masks = "nifti" in formats
-        self.probabilities_of = tuple(probabilities_of)
+        self.writes_masks = "nifti" in ((formats,) if isinstance(formats, str) else formats)
+        self.probabilities_of = require_choices("save_probabilities", probabilities_of, facts.classes)
         self.values = facts.label_values or tuple(range(len(facts.classes)))
         names = dict(zip(self.values, facts.classes, strict=True))
         self.names = [names.get(value, "") for value in range(max(self.values) + 1)]

@@ -208,6 +208,13 @@ def test_a_classification_without_a_dicom_result_is_one_row(series, predict, tmp
     assert "Predicted 2 cases, 0 could not be read, 1 have no DICOM result" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("word", ["nifti", "dicom-seg"])
+def test_one_format_may_be_written_as_a_word(word, series, segmenter, predict):
+    suffix = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}[word]
+    rows = predict(series, segmenter, output_formats=word)
+    assert [row["output"].endswith(suffix) for row in rows] == [True, True]
+
+
 def test_a_classification_reports_the_probabilities_of_its_table(series, predict, tmp_path):
     shown = facts(("vessel", "aneurysm"))
     network = resnet3d(in_channels=1, num_outputs=2, widths=(32, 64, 128), dropout=0.2)
