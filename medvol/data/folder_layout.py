@@ -168,5 +168,7 @@ def _is_dicom(path: Path) -> bool:
         return True
     if has_image_suffix(path.name) or path.suffix.lower() in (".csv", ".txt", ".json", ".md", ".xml", ".html"):
         return False
+    if not path.is_file():  # a link that leads nowhere
+        return False
     with path.open("rb") as stream:
         return stream.read(_NO_SUFFIX_IS_DICOM)[128:] == b"DICM"

@@ -15,7 +15,7 @@ from medvol.io.dicom_file import truncated
 from medvol.io.dicom_header import SliceHeader, is_dicom, read_slice_headers
 from medvol.io.dicom_select import IMAGE_TAGS, Selection, fragment_of, select, tag_of
 from medvol.io.dicom_stored import Numbers
-from medvol.io.files import DICOM_SUFFIXES, cannot_read, walk_files
+from medvol.io.files import DICOM_SUFFIXES, cannot_read, dangling_links, leads_nowhere, walk_files
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one image; rounding of scanners drifts by 4e-4."""
@@ -85,6 +85,9 @@ def scan(path: Path) -> Scan:
         slices.extend(headers)
         if not headers:
             skipped.append(file)
+    # A slice that was not fetched: without it the others would read as a shorter volume.
+    links = dangling_links(path) if path.is_dir() else ()
+    damaged += [leads_nowhere(link) for link in links if link.suffix.lower() in DICOM_SUFFIXES]
     return Scan(tuple(slices), tuple(damaged), tuple(skipped), others)
 
 

@@ -19,6 +19,8 @@ def existing(path: Path) -> Path:
     """
     if path.exists():
         return path
+    if path.is_symlink():
+        raise leads_nowhere(path)
     parent = path.parent
     while not parent.exists() and parent != parent.parent:
         path, parent = parent, parent.parent
@@ -42,12 +44,37 @@ def cannot_read(path: Path, error: OSError) -> MedvolError:
     )
 
 
+def leads_nowhere(path: Path) -> MedvolError:
+    """Return the refusal for a link whose file is not there, as DataLad and git-annex leave until it is fetched."""
+    return MedvolError(
+        "NOT_FOUND",
+        file=path,
+        found="a link to a file that is not there",
+        expected="the file",
+        fix="fetch it, as by `datalad get` or `git annex get`, or remove the link",
+    )
+
+
 def walk_files(folder: Path) -> Iterator[Path]:
     """Yield every visible file below a folder, in sorted order, following each linked folder once.
 
     Raises:
         MedvolError: `CANNOT_READ` when a folder may not be listed: a part left out silently would look complete.
     """
+    return (path for path in _walk(folder) if path.is_file())
+
+
+def dangling_links(folder: Path) -> Iterator[Path]:
+    """Yield every visible link below a folder that leads nowhere, in the order of `walk_files`.
+
+    Raises:
+        MedvolError: `CANNOT_READ`.
+    """
+    return (path for path in _walk(folder) if path.is_symlink() and not path.exists())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield every visible entry below a folder that is no folder itself."""
     seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
@@ -61,6 +88,5 @@ def walk_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            path = Path(root, name)
-            if not name.startswith(".") and path.is_file():
-                yield path
+            if not name.startswith("."):
+                yield Path(root, name)

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvol.errors import MedvolError
-from medvol.io.files import cannot_read, existing, walk_files
-from medvol.io.read import DICOM, NPZ, SUFFIXES, suffix_kind
+from medvol.io.files import cannot_read, dangling_links, existing, walk_files
+from medvol.io.read import DICOM, NPZ, PAIR, SUFFIXES, file_kind, suffix_kind
 
 if TYPE_CHECKING:
     from medvol.io.dicom_series import SeriesInfo
+
+LIKE_IMAGES = (*PAIR, ".img.gz", ".tif", ".tiff", ".bmp", ".gif", ".mgz", ".mgh", ".mnc", ".par", ".rec")
+"""Endings of images in formats that are not read."""
 
 # Verdicts that one part of a series scattered over folders may get, so that the parts are no copies.
 _INCOMPLETE = ("MISSING_SLICES", "UNEVEN_SPACING", "NO_GEOMETRY")
@@ -27,7 +30,7 @@ class Found:
     Args:
         reference: For `read_volume`; absolute if the folder was.
         name: From the path relative to the folder; for DICOM the folder of the files and the series number, if any.
-        verdict: For DICOM, the code with which reading will refuse, by the headers; empty otherwise.
+        verdict: For DICOM and links, the code with which reading will refuse, by the headers; empty otherwise.
     """
 
     reference: str
@@ -39,19 +42,25 @@ def find_volumes(folder: str | PathLike[str]) -> list[Found]:
     """Return the volumes below a folder, or the one that a file holds, sorted by name.
 
     Files count by their suffix; DICOM files by their content, one entry per series, wherever below the folder its files
-    lie. Hidden files, archives of several arrays and other files are passed over. A series that reading would refuse is
-    listed with its verdict, so that nobody takes a shorter list for the whole study.
+    lie. Hidden files, archives of several arrays and other files are passed over, see `find_passed_over`. A series that
+    reading would refuse, and a link that leads nowhere, are listed with their verdict, so that nobody takes a shorter
+    list for the whole study.
 
     Raises:
-        MedvolError: `NOT_FOUND`, `EMPTY_FOLDER`, `CANNOT_READ`.
+        MedvolError: `NOT_FOUND`, `EMPTY_FOLDER`, `CANNOT_READ`; `UNKNOWN_FORMAT` for a file of none.
     """
     folder = existing(Path(folder))
-    files = list(walk_files(folder)) if folder.is_dir() else [folder]
-    root = folder if folder.is_dir() else folder.parent
-    found = [Found(str(path), _stem(path.relative_to(root))) for path in files if _is_volume_file(path)]
-    others = [path for path in files if suffix_kind(path.name) in ("", DICOM)]
-    if others:
-        found += _found_series(folder, root)
+    if not folder.is_dir():
+        return _found_file(folder)
+    files, links = list(walk_files(folder)), list(dangling_links(folder))
+    found = [Found(str(path), _stem(path.relative_to(folder))) for path in files if _is_volume_file(path)]
+    found += [
+        Found(str(path), _stem(path.relative_to(folder)), "NOT_FOUND")
+        for path in links
+        if suffix_kind(path.name) not in ("", DICOM)
+    ]
+    if any(suffix_kind(path.name) in ("", DICOM) for path in (*files, *links)):
+        found += _found_series(folder)
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
         raise MedvolError(
@@ -62,6 +71,26 @@ def find_volumes(folder: str | PathLike[str]) -> list[Found]:
             fix="name the folder that holds the volumes",
         )
     return _unique(sorted(found, key=lambda one: (one.name, one.reference)))
+
+
+def find_passed_over(folder: Path) -> list[Path]:
+    """Return what `find_volumes` passes over below a folder though somebody may take it for a volume, sorted.
+
+    That are files that end like images of formats that are not read, one of each pair of `.hdr` and `.img`, archives of
+    several arrays, and links that lead nowhere and whose names do not say to what.
+
+    Raises:
+        MedvolError: `CANNOT_READ`.
+    """
+    passed = [path for path in walk_files(folder) if _is_like_an_image(path)]
+    headers = {path.with_suffix("") for path in passed if path.suffix.lower() == ".hdr"}
+    passed = [path for path in passed if path.suffix.lower() != ".img" or path.with_suffix("") not in headers]
+    return sorted([*passed, *(path for path in dangling_links(folder) if not suffix_kind(path.name))])
+
+
+def _is_like_an_image(path: Path) -> bool:
+    kind = suffix_kind(path.name)
+    return path.name.lower().endswith(LIKE_IMAGES) or (kind == NPZ and not _is_volume_file(path))
 
 
 def _is_volume_file(path: Path) -> bool:
@@ -80,21 +109,31 @@ def _is_volume_file(path: Path) -> bool:
         raise cannot_read(path, error) from error
 
 
-def _found_series(folder: Path, root: Path) -> list[Found]:
+def _found_file(file: Path) -> list[Found]:
+    try:
+        kind, _ = file_kind(file)
+    except OSError as error:
+        raise cannot_read(file, error) from error
+    name = _stem(Path(file.name))
+    if kind != DICOM:
+        return [Found(str(file), name)]
     from medvol.io.dicom_series import list_series
 
-    if not folder.is_dir():
-        infos = list_series(folder)
-        return [Found(str(folder), _stem(Path(folder.name)), one.verdict) for one in infos]
+    return [Found(str(file), name, one.verdict) for one in list_series(file)]
+
+
+def _found_series(root: Path) -> list[Found]:
+    from medvol.io.dicom_series import list_series
+
     found = []
-    for info in list_series(folder):
+    for info in list_series(root):
         if not info.uid and len(info.files) == 1:  # a damaged header, or a file without a series: it stands for itself
             found.append(Found(str(info.files[0]), _stem(info.files[0].relative_to(root)), info.verdict))
             continue
         suffix = "" if info.number is None else f"_series{info.number}"
         for place, verdict in series_places(info):
             relative = place.relative_to(root).as_posix()
-            name = _safe(f"{folder.resolve().name if relative == '.' else relative}{suffix}")
+            name = _safe(f"{root.resolve().name if relative == '.' else relative}{suffix}")
             found.append(Found(f"{place}#{info.uid}" if info.uid else str(place), name, verdict))
     return found
 

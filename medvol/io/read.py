@@ -35,6 +35,9 @@ SUFFIXES = {
 }
 """Lower-case file endings and the format that they announce."""
 
+PAIR = (".hdr", ".img")
+"""Endings of the two files of an ANALYZE or NIfTI pair, which is not read."""
+
 _STARTS = (
     (b"\x1f\x8b", NIFTI),
     (b"\x93NUMPY", NPY),
@@ -71,7 +74,7 @@ def read_volume(ref: str | PathLike[str], *, options: ReadOptions | None = None)
         if path.is_dir():
             _check_index(reference)
             return replace(_read(DICOM, reference, options), source=reference.text)
-        kind, note = _kind(path)
+        kind, note = file_kind(path)
         _check_fragment(kind, reference)
         volume = _read(kind, reference, options)
     except OSError as error:
@@ -104,8 +107,12 @@ def suffix_kind(name: str) -> str:
     return next((kind for suffix, kind in SUFFIXES.items() if lower.endswith(suffix)), "")
 
 
-def _kind(path: Path) -> tuple[str, str]:
-    """Return the format and a note where name and content differ."""
+def file_kind(path: Path) -> tuple[str, str]:
+    """Return the format of a file and a note where name and content differ.
+
+    Raises:
+        MedvolError: `UNKNOWN_FORMAT`.
+    """
     with path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     by_name, by_content = suffix_kind(path.name), _content_kind(head)
@@ -118,7 +125,7 @@ def _kind(path: Path) -> tuple[str, str]:
         file=path,
         found=looks_like(head),
         expected="NIfTI, DICOM, npy, npz, NRRD, MetaImage, mat, PNG or JPEG",
-        fix="convert it to NIfTI",
+        fix="convert the ANALYZE or NIfTI pair to .nii.gz" if path.suffix.lower() in PAIR else "convert it to NIfTI",
     )
 
 

@@ -1,7 +1,9 @@
+import nibabel as nib
 import numpy as np
 import pytest
 
 from medvol.io import find_volumes, read_volume
+from medvol.io.find import find_passed_over
 
 
 @pytest.fixture
@@ -153,3 +155,59 @@ def test_the_name_of_a_series_without_a_number_does_not_depend_on_its_neighbours
     (alone,) = find_volumes(tmp_path / "tree" / "b")
     write_series(tmp_path / "tree" / "a", voxels, series="1.2.3.4")
     assert (alone.name, [one.name for one in find_volumes(tmp_path / "tree")]) == ("b", ["a_series7", "b"])
+
+
+def test_a_link_that_leads_nowhere_is_a_volume_that_reading_refuses(tmp_path, voxels, write_nifti, refused):
+    write_nifti(tmp_path / "here.nii.gz", voxels)
+    (tmp_path / "gone.nii.gz").symlink_to(tmp_path / ".git" / "annex" / "gone")
+    (tmp_path / "gone.npz").symlink_to("nowhere")
+    found = {one.reference: one.verdict for one in find_volumes(tmp_path)}
+    assert found == {
+        str(tmp_path / "gone.nii.gz"): "NOT_FOUND",
+        str(tmp_path / "gone.npz"): "NOT_FOUND",
+        str(tmp_path / "here.nii.gz"): "",
+    }
+    with refused("NOT_FOUND", "a link to a file that is not there", "`datalad get`"):
+        read_volume(tmp_path / "gone.nii.gz")
+
+
+def test_a_series_whose_last_file_is_a_link_to_nowhere_is_no_shorter_volume(tmp_path, voxels, write_series, refused):
+    last = write_series(tmp_path / "ct", voxels)[-1]
+    last.unlink()
+    last.symlink_to("nowhere")
+    assert [one.verdict for one in find_volumes(tmp_path)] == ["NOT_FOUND", "NOT_FOUND"]  # the file, and its series
+    with refused("NOT_FOUND", last.name, "a link to a file that is not there"):
+        read_volume(tmp_path / "ct")
+
+
+def test_a_folder_of_links_that_lead_nowhere_holds_volumes_that_reading_refuses(tmp_path):
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / name).symlink_to("nowhere")
+    assert [one.verdict for one in find_volumes(tmp_path)] == ["NOT_FOUND", "NOT_FOUND"]
+
+
+def test_files_that_look_like_images_and_are_no_volumes_are_named(tree):
+    for name in ("pair.hdr", "pair.img", "alone.IMG", "slide.tif", ".x.tif", "lost"):
+        (tree / name).touch()
+    (tree / "lost").unlink()
+    (tree / "lost").symlink_to("nowhere")
+    passed = [path.relative_to(tree).as_posix() for path in find_passed_over(tree)]
+    assert passed == ["alone.IMG", "lost", "many.npz", "pair.hdr", "slide.tif"]
+
+
+@pytest.mark.parametrize("name", ["pair.hdr", "pair.img", "many.npz", "notes.doc"])
+def test_a_single_file_that_is_no_volume_is_left_to_reading_to_refuse(name, tmp_path, voxels, refused):
+    header = nib.Nifti1Pair(voxels, np.eye(4)).header
+    (tmp_path / "pair.hdr").write_bytes(header.binaryblock)
+    (tmp_path / "pair.img").write_bytes(voxels.tobytes())
+    (tmp_path / "notes.doc").write_text("nothing of it")
+    np.savez(tmp_path / "many.npz", x=voxels, y=voxels)
+    code, words = {
+        "pair.hdr": ("NOT_NIFTI", ".hdr/.img pair"),
+        "pair.img": ("UNKNOWN_FORMAT", "the ANALYZE or NIfTI pair"),
+        "many.npz": ("AMBIGUOUS_NPZ", "many.npz#x"),
+        "notes.doc": ("UNKNOWN_FORMAT", "convert it to NIfTI"),
+    }[name]
+    with refused(code, words):
+        (found,) = find_volumes(tmp_path / name)
+        read_volume(found.reference)
