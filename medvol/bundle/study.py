@@ -101,7 +101,9 @@ def rows_to_predict(dataset_dir: str, output_dir: str | Path, *, patient_column:
         MedvolError: Whatever is wrong with the source; `WRONG_KIND` for one without columns to learn from.
     """
     if dataset_dir:
-        study = open_study(str(dataset_dir), task="unlabelled", patient_column=patient_column, require_label=False)
+        study = open_study(
+            str(dataset_dir), task="unlabelled", patient_column=patient_column, require_label=False, for_prediction=True
+        )
     else:
         study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, "csv"), task="unlabelled")
         study = replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
@@ -220,7 +222,9 @@ def cases_to_predict(
     """
     read_as: Task | None = "unlabelled" if task == "classification" else None
     if dataset_dir:
-        study = open_study(str(dataset_dir), require_label=False, task=read_as, require_image=require_image)
+        study = open_study(
+            str(dataset_dir), require_label=False, task=read_as, require_image=require_image, for_prediction=True
+        )
         if require_image:
             require_images(study)
         return study

@@ -52,13 +52,14 @@ def build_study(draft: Draft, options: Options) -> Study:
         channels=draft.channels,
         laterality_matters=next(value for value in laterality if value is not None),
         source=draft.source,
-        notes=(*draft.notes, *dropped, *spelt, *labels.notes, *_patient_note(draft.rows)),
+        notes=(*draft.notes, *dropped, *spelt, *labels.notes, *_patient_note(draft.rows, options)),
         mask_values=draft.mask_values if labels.task == "segmentation" and not options.classes else (),
     )
     check_study(
         study,
         require_label=settled and options.require_label and options.task != "unlabelled",
         require_image=options.require_image,
+        for_prediction=options.for_prediction,
         report=options.report,
     )
     return replace(study, notes=(*study.notes, *class_gaps(study)))
@@ -182,7 +183,9 @@ def _patient(row: Row, name: str) -> str:
     return name if is_missing(row.patient) else str(row.patient)
 
 
-def _patient_note(rows: Sequence[Row]) -> tuple[str, ...]:
+def _patient_note(rows: Sequence[Row], options: Options) -> tuple[str, ...]:
+    if options.for_prediction:
+        return ()
     without = sum(is_missing(row.patient) for row in rows)
     if without == len(rows):
         return ("no patient column: every case counts as a patient of its own",)

@@ -25,7 +25,12 @@ _LONGEST_NAME = 180  # bytes; file systems allow 255, and endings and folders ar
 
 
 def check_study(
-    study: Study, *, require_label: bool = True, require_image: bool = True, report: Report = raise_refusal
+    study: Study,
+    *,
+    require_label: bool = True,
+    require_image: bool = True,
+    for_prediction: bool = False,
+    report: Report = raise_refusal,
 ) -> None:
     """Raise at the first thing that would make results from this study wrong, or report one after the other.
 
@@ -33,6 +38,8 @@ def check_study(
         study: What was read.
         require_label: Whether every case must have a label.
         require_image: Whether a case may not lack the images that others have.
+        for_prediction: Whether each case stands for itself: no split divides anything, and a missing file is for its
+            reader to refuse, unless all are missing.
         report: Takes each refusal; by default the first is raised.
 
     Raises:
@@ -48,8 +55,9 @@ def check_study(
     if require_label:
         attempt(report, check_labels_present, study)
     attempt(report, _check_labels, study, require_label)
-    check_splits(study, report)
-    attempt(report, _check_files, study)
+    if not for_prediction:
+        check_splits(study, report)
+    attempt(report, _check_files, study, for_prediction)
 
 
 def attempt(report: Report, check: Callable[..., None], *arguments: Any) -> None:
@@ -200,17 +208,19 @@ def _check_labels(study: Study, require_label: bool) -> None:
             )
 
 
-def _check_files(study: Study) -> None:
+def _check_files(study: Study, for_prediction: bool) -> None:
     exists = existence()
     missing: list[tuple[str, str]] = []
     total = 0
     for case in study.cases:
-        masks = [str(case.label)] if study.task == "segmentation" and case.label is not None else []
+        reads_mask = study.task == "segmentation" and not for_prediction
+        masks = [str(case.label)] if reads_mask and case.label is not None else []
         for reference in [*case.image, *masks]:
             total += 1
             if not exists(reference):
                 missing.append((case.case, reference))
-    if not missing:
+    failed = {name for name, _ in missing}
+    if not missing or (for_prediction and len(failed) < len(study.cases)):
         return
     name, reference = missing[0]
     raise MedvolError(

@@ -54,6 +54,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
     laterality_matters: bool | None = None,
     require_label: bool = True,
     require_image: bool = True,
+    for_prediction: bool = False,
     report: Callable[[MedvolError], None] = raise_refusal,
 ) -> Study:
     """Read a study from whatever holds it and check it at the border.
@@ -69,6 +70,8 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         laterality_matters: Whether mirroring could change the label; None for what the source says, else True.
         require_label: Refuse cases without a label, and sources without labels.
         require_image: Refuse rows of a table whose image cell is empty; else such cases have no image.
+        for_prediction: Whether each case stands for itself: no split is looked at, a missing file fails its own case
+            unless all are missing.
         report: Takes what the checks of a source that could be read refuse; by default the first is raised. A study
             with refusals is for `medvol check` alone.
 
@@ -90,6 +93,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         laterality_matters=laterality_matters,
         require_label=require_label,
         require_image=require_image,
+        for_prediction=for_prediction,
         report=report,
     )
     if names_part(source):
@@ -134,14 +138,15 @@ def _read_folder(folder: Path, options: Options) -> Draft:
     for name in ("dataset.json", "datalist.json", "cases.csv", "cases.json"):
         if (folder / name).is_file():
             return _read_file(folder / name, options)
-    tables = [path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(".")]
+    tables = [path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(".") and path.is_file()]
     with_images = [path for path in tables if path.name != PATIENTS_FILE and _has_images(path, options)]
     if with_images:
         return read_csv(_only(with_images, folder, "tables with an image column"), options)
     stacked = read_npy_folder(folder, options)
     if stacked:
         return stacked
-    archives = [draft for path in sorted(folder.glob("*.npz")) if (draft := read_npz(path, options))]
+    files = [path for path in sorted(folder.glob("*.npz")) if path.is_file()]
+    archives = [draft for path in files if (draft := read_npz(path, options))]
     if archives:
         chosen = _only([Path(draft.source) for draft in archives], folder, "npz files of stacked arrays")
         return next(draft for draft in archives if Path(draft.source) == chosen)

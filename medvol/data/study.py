@@ -144,4 +144,5 @@ class Options:
     laterality_matters: bool | None = None
     require_label: bool = True
     require_image: bool = True
+    for_prediction: bool = False
     report: Callable[[MedvolError], None] = raise_refusal

@@ -11,3 +11,11 @@ def test_a_class_of_a_table_to_predict_is_not_looked_at(tmp_path):
     for study in (cases_to_predict(str(volumes), tmp_path), rows_to_predict(str(rows), tmp_path)):
         assert {case.label for case in study.cases} == {None}
         assert study.classes == ()
+
+
+def test_rows_to_predict_are_not_asked_for_splits_or_for_every_file(tmp_path):
+    (tmp_path / "a.npy").touch()
+    table = tmp_path / "cases.csv"
+    table.write_text("case,image,split,patient,age\nx,a.npy,train,p,50\ny,a.npy,test,p,60\nz,b.npy,test,q,70\n")
+    assert len(cases_to_predict(str(table), tmp_path).cases) == 3
+    assert len(rows_to_predict(str(table), tmp_path).cases) == 3

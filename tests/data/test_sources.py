@@ -796,3 +796,26 @@ def test_a_path_with_a_hash_is_no_part_of_a_file(tmp_path: Path) -> None:
     assert case.image == (f"{tmp_path}/pair.npz#after.npy",)
     with pytest.raises(MedvolError, match=r"NOT_FOUND: .*did you mean 'pair\.npz"):
         open_study(f"{tmp_path}/pear.npz#after", require_label=False)
+
+
+# --- prediction -----------------------------------------------------------------------------------------------------
+
+
+def test_one_image_in_two_rows_is_no_leak_of_a_prediction(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    (tmp_path / "cases.csv").write_text("case,image,split,patient\nx,a.nii.gz,train,p\ny,a.nii.gz,test,q\n")
+    assert refused("SPLIT_LEAK", tmp_path, require_label=False)
+    study = open_study(str(tmp_path), require_label=False, for_prediction=True)
+    assert [case.case for case in study.cases] == ["x", "y"]
+
+
+def test_a_missing_file_stops_a_prediction_only_where_all_are_missing(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    table = tmp_path / "cases.csv"
+    table.write_text("case,image\nx,a.nii.gz\ny,b.nii.gz\n")
+    assert "1 of 2 files" in str(refused("MISSING_FILE", table, require_label=False))
+    assert len(open_study(str(table), require_label=False, for_prediction=True).cases) == 2
+    table.write_text("case,image,label\nx,b.nii.gz,\ny,c.nii.gz,\n")
+    assert "2 of 2 files" in str(refused("MISSING_FILE", table, require_label=False, for_prediction=True))
+    table.write_text("case,image,label\nx,a.nii.gz,b.nii.gz\n")  # a mask that nobody reads
+    assert len(open_study(str(table), require_label=False, for_prediction=True).cases) == 1
