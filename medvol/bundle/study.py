@@ -10,6 +10,7 @@ from typing import Any
 
 from medvol.bundle.quick_check import warn_of_headers
 from medvol.bundle.quick_leaks import require_no_leak
+from medvol.data.paths import file_of
 from medvol.data.processes import in_turn, is_first
 from medvol.data.sources import open_study
 from medvol.data.splits import assign_splits, fold_splits
@@ -104,6 +105,7 @@ def rows_to_predict(dataset_dir: str, output_dir: str | Path, *, patient_column:
         study = open_study(
             str(dataset_dir), task="unlabelled", patient_column=patient_column, require_label=False, for_prediction=True
         )
+        _tell(study)
     else:
         study = open_study(_synthetic_cohort(Path(output_dir) / COHORT_FOLDER, "csv"), task="unlabelled")
         study = replace(study, cases=study.cases[:COHORT_CASES_PREDICTED])
@@ -208,11 +210,12 @@ def cases_to_predict(
 ) -> Study:
     """Return the cases to predict: a table, a folder, a DICOM tree or one file; labels are not needed.
 
-    Class labels that are there are not looked at: their order would be the table's, not the model's.
+    How the source was read, and what of it was not, is logged. Results of this run's output folder are no cases of the
+    folder around it. Class labels that are there are not looked at: their order would be the table's, not the model's.
 
     Args:
         dataset_dir: Any source that `open_study` reads. Empty: some cases of the synthetic cohort.
-        output_dir: Where the cohort is made if there is no source.
+        output_dir: Of the run, where the cohort is made if there is no source.
         task: Which cohort.
         require_image: Whether a row of a table must name an image.
         layout: Of the classification cohort: `nifti` for volumes, `png` for slices of them.
@@ -225,6 +228,8 @@ def cases_to_predict(
         study = open_study(
             str(dataset_dir), require_label=False, task=read_as, require_image=require_image, for_prediction=True
         )
+        study = _without_own(study, output_dir)
+        _tell(study)
         if require_image:
             require_images(study)
         return study
@@ -241,9 +246,37 @@ def cases_of(study: Study, split: str) -> list[dict[str, Any]]:
     return items(study, split)
 
 
-def _recorded(study: Study, output_dir: str | Path) -> Study:
+def _without_own(study: Study, output_dir: str | Path) -> Study:
+    """Leave the results of an earlier run out of a folder that the output folder lies in; a table names what it names.
+
+    Raises:
+        MedvolError: `EMPTY_DATASET` where nothing is left.
+    """
+    source, output = Path(study.source).resolve(), Path(output_dir).resolve()
+    own = next((folder for folder in (output, output / "predictions") if source in folder.parents), None)
+    if own is None or not source.is_dir():
+        return study
+    kept = tuple(case for case in study.cases if not any(_lies_in(own, reference) for reference in case.image))
+    if len(kept) == len(study.cases):
+        return study
+    if not kept:
+        found, fix = "nothing but results of an earlier run", "name the folder of the scans"
+        raise MedvolError("EMPTY_DATASET", file=source, found=found, expected="at least one case", fix=fix)
+    note = f"{len(study.cases) - len(kept)} images in the output folder {own.name} are taken for results, and not read"
+    return replace(study, cases=kept, notes=(*study.notes, note))
+
+
+def _lies_in(folder: Path, reference: str) -> bool:
+    return folder in Path(file_of(reference)).resolve().parents
+
+
+def _tell(study: Study) -> None:
     for note in study.notes:
         logger.info("%s", note)
+
+
+def _recorded(study: Study, output_dir: str | Path) -> Study:
+    _tell(study)
     warn_of_headers(study)
     require_no_leak(study)
     if is_first():

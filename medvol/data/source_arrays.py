@@ -44,7 +44,7 @@ def read_npz(path: Path, options: Options) -> Draft | None:
 
 def read_npy_folder(folder: Path, options: Options) -> Draft | None:
     """Read pairs of npy files in a folder, or return None when there is none. Raises as `read_npz`."""
-    files = {path.stem: path for path in sorted(folder.glob("*.npy")) if not path.name.startswith(".")}
+    files = {path.stem: path for path in _npy_files(folder)}
     pairs = _usable(pairs_of(files, folder), options, lambda name: _mapped(files[name]).shape)
     if not _is_study(pairs, options):
         return None
@@ -52,6 +52,10 @@ def read_npy_folder(folder: Path, options: Options) -> Draft | None:
     read = {name: _texts(_mapped(files[name]), name, folder) for pair in pairs.values() for name in pair.read}
     rows = _rows(pairs, shapes, read, lambda name, index: f"{files[name]}#{index}", folder)
     return _draft(rows, folder, pairs, f"stacked npy files {', '.join(pair.images for pair in pairs.values())}")
+
+
+def _npy_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.npy")) if not path.name.startswith(".") and path.is_file()]
 
 
 def _is_study(pairs: Mapping[str | None, Pair], options: Options) -> bool:

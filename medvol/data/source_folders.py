@@ -11,9 +11,11 @@ from medvol.data.build import lists_to_splits
 from medvol.data.folder_layout import ClassFolders, files_below
 from medvol.data.folder_patients import PATIENTS_FILE, with_folder_patients, with_listed_patients
 from medvol.data.labels import sorted_classes
+from medvol.data.left_out import passed_over_notes, without_results
 from medvol.data.paths import has_image_suffix, require_path, without_suffix
 from medvol.data.study import Draft, Options, Row
 from medvol.errors import MedvolError
+from medvol.io.find import find_volumes
 
 CJDATA_CLASSES = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 """Labels within the files of the figshare brain tumour set (Cheng et al., PLoS ONE 10(10):e0140381, 2015)."""
@@ -68,9 +70,10 @@ def read_volumes(path: Path, options: Options) -> Draft:
         return read_cjdata(path)
     if options.require_label:
         raise _no_label(path)
-    from medvol.io import find_volumes
-
-    found = find_volumes(path)
+    found, notes = find_volumes(path), passed_over_notes(path) if path.is_dir() else ()
+    if path.is_dir():
+        found, own = without_results(found, path)
+        notes += own
     # A radiograph has no place in space: no volume, but an image for a 2D bundle.
     if path.is_file() and found[0].verdict not in ("", "NO_GEOMETRY"):
         raise MedvolError(
@@ -83,7 +86,7 @@ def read_volumes(path: Path, options: Options) -> Draft:
     rows = tuple(Row((os.path.abspath(one.reference),), case=one.name) for one in found)  # noqa: PTH100
     refused = [f"reading '{one.name}' will be refused: {one.verdict}" for one in found if one.verdict]
     kind = "one volume" if path.is_file() else f"folder of {len(rows)} volumes"
-    return Draft(rows, str(path), str(path), notes=(f"read as: {kind}", *refused))
+    return Draft(rows, str(path), str(path), notes=(f"read as: {kind}", *notes, *refused))
 
 
 def names_part(source: str) -> bool:
@@ -157,8 +160,6 @@ def _holds_only_mat(folder: Path) -> bool:
 def _references(folder: Path, dicom: bool) -> list[str]:
     if not dicom:
         return [os.path.abspath(path) for path in files_below(folder) if has_image_suffix(path.name)]  # noqa: PTH100
-    from medvol.io import find_volumes
-
     return [os.path.abspath(one.reference) for one in find_volumes(folder)]  # noqa: PTH100
 
 

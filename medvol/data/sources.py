@@ -23,6 +23,7 @@ The first line that fits decides, by content and layout rather than by options; 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medvol.data.array_roles import role
@@ -30,6 +31,7 @@ from medvol.data.build import build_study
 from medvol.data.columns import SPREADSHEETS, read_delimited
 from medvol.data.folder_layout import find_class_folders, holds_nothing
 from medvol.data.folder_patients import PATIENTS_FILE
+from medvol.data.left_out import unlisted_notes
 from medvol.data.paths import has_image_suffix, require_path
 from medvol.data.source_arrays import read_npy_folder, read_npz
 from medvol.data.source_datalist import is_datalist, read_datalist
@@ -71,7 +73,7 @@ def open_study(  # noqa: PLR0913 - one keyword per fact that a user may state ab
         require_label: Refuse cases without a label, and sources without labels.
         require_image: Refuse rows of a table whose image cell is empty; else such cases have no image.
         for_prediction: Whether each case stands for itself: no split is looked at, a missing file fails its own case
-            unless all are missing.
+            unless all are missing, and images beside the table of a folder are told.
         report: Takes what the checks of a source that could be read refuse; by default the first is raised. A study
             with refusals is for `medvol check` alone.
 
@@ -137,11 +139,12 @@ def _read_folder(folder: Path, options: Options) -> Draft:
         )
     for name in ("dataset.json", "datalist.json", "cases.csv", "cases.json"):
         if (folder / name).is_file():
-            return _read_file(folder / name, options)
+            return _beside(folder, _read_file(folder / name, options), options)
     tables = [path for path in sorted(folder.glob("*.csv")) if not path.name.startswith(".") and path.is_file()]
     with_images = [path for path in tables if path.name != PATIENTS_FILE and _has_images(path, options)]
     if with_images:
-        return read_csv(_only(with_images, folder, "tables with an image column"), options)
+        chosen = _only(with_images, folder, "tables with an image column")
+        return _beside(folder, read_csv(chosen, options), options)
     stacked = read_npy_folder(folder, options)
     if stacked:
         return stacked
@@ -164,6 +167,13 @@ def _read_layout(folder: Path, tables: Sequence[Path], options: Options) -> Draf
     if tables and not any(has_image_suffix(path.name) for path in folder.rglob("*")):
         return read_csv(_only(tables, folder, "tables"), options)
     return read_volumes(folder, options)
+
+
+def _beside(folder: Path, draft: Draft, options: Options) -> Draft:
+    """Note, of a prediction, which images a folder holds that its table does not list."""
+    if not options.for_prediction:
+        return draft
+    return replace(draft, notes=(*draft.notes, *unlisted_notes(folder, draft)))
 
 
 def _has_images(path: Path, options: Options) -> bool:

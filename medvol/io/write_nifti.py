@@ -7,6 +7,7 @@ length, and ours of what was meant, have to agree.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -27,8 +28,11 @@ from medvol.io.atomic import write_atomically
 
 GZIP_LEVEL = 1
 MASK_SUFFIX = ".nii.gz"
+MASK, PROBABILITY = b"medvol labels", b"medvol probability"
+"""How the description in the header of what medvol writes begins."""
 
 _BLOCK_BYTES = 4 * 2**20
+_DESCRIPTION = slice(148, 228)  # where it stands in a NIfTI-1 header
 _GZIP = 31  # zlib's number for a gzip stream with the largest window
 _LABEL_INTENT = "label"  # NIfTI's code 1002: values are labels
 _COMMENT = 6  # NIfTI's extension code for plain text
@@ -83,7 +87,7 @@ def write_probabilities(
         MedvolError: `DISK_FULL`, `CANNOT_WRITE`; no part of a file is left, an older one stays.
     """
     header = _grid_header(probabilities.shape, np.dtype(np.float32), affine, has_geometry)
-    header["descrip"] = b"medvol probability"
+    header["descrip"] = PROBABILITY
     _write_whole(path, _as_bytes(header), probabilities, np.dtype(np.float32))
 
 
@@ -111,6 +115,18 @@ def read_structures(path: str | Path) -> tuple[str, ...]:
                 continue
             return tuple(str(name) for name in names)
     return ()
+
+
+def is_result(path: str | Path) -> bool:
+    """Tell whether a file is a mask or a map of probabilities that medvol wrote, by the description in its header."""
+    if not str(path).endswith(MASK_SUFFIX):
+        return False
+    try:
+        with gzip.open(path) as stream:
+            head = stream.read(_DESCRIPTION.stop)
+    except (OSError, EOFError, zlib.error):  # what is damaged is another reader's to refuse
+        return False
+    return head[_DESCRIPTION].startswith((MASK, PROBABILITY))
 
 
 def mask_paths(folder: str | Path, cases: Iterable[str], suffix: str = MASK_SUFFIX) -> dict[str, Path]:
@@ -162,7 +178,7 @@ def _label_header(labels: npt.NDArray[Any], affine: Affine, structures: Sequence
     """Return header and extensions, up to the first voxel."""
     header = _grid_header(labels.shape, labels.dtype, affine, has_geometry)
     header.set_intent(_LABEL_INTENT, name="labels")
-    header["descrip"] = b"medvol labels" if has_geometry else b"medvol labels, voxel space: no millimetres"
+    header["descrip"] = MASK if has_geometry else MASK + b", voxel space: no millimetres"
     if structures:
         text = json.dumps({"medvol_labels": list(structures)})
         header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, text.encode()))

@@ -15,6 +15,7 @@ from medvol.data.array_roles import role
 from medvol.data.medmnist import MEDMNIST
 from medvol.errors import MESSAGE_LIMIT, MedvolError
 from medvol.geometry import Volume
+from medvol.io.write_nifti import write_mask, write_probabilities
 from medvol.phantoms.dicom import write_dicom_series
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -799,6 +800,54 @@ def test_a_path_with_a_hash_is_no_part_of_a_file(tmp_path: Path) -> None:
 
 
 # --- prediction -----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_folder_of_volumes_holds_beside_them_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "pair.hdr", "pair.img", "sub/slide.tif", "notes.txt")
+    study = open_study(str(tmp_path), require_label=False)
+    assert study.notes[:2] == (
+        "read as: folder of 1 volumes",
+        "2 files, such as pair.hdr, are passed over: no format that is read, or several arrays; convert images to "
+        ".nii.gz, name an array as in file.npz#key, fetch what a link stands for",
+    )
+
+
+def test_images_that_the_table_beside_them_does_not_list_are_told_of_a_prediction(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "a_mask.nii.gz", "b.nii.gz", "sub/c.nii.gz", "dicom/1.dcm", ".hidden.nii.gz")
+    write_mask(tmp_path / "out.nii.gz", np.zeros((2, 3, 4), np.uint8), np.eye(4))
+    (tmp_path / "ages.csv").write_text("image,age,mask\na.nii.gz,50,a_mask.nii.gz\ndicom#1.2.3,60,\n")
+    study = open_study(str(tmp_path), require_label=False, for_prediction=True)
+    assert len(study.cases) == 2
+    assert "2 files, such as b.nii.gz, are not in the table ages.csv, and not read" in study.notes
+    (tmp_path / "sub" / "c.nii.gz").unlink()
+    study = open_study(str(tmp_path), require_label=False, for_prediction=True)
+    assert "the file b.nii.gz is not in the table ages.csv, and not read" in study.notes
+    assert not any("not in the table" in note for note in open_study(str(tmp_path), require_label=False).notes)
+
+
+def test_masks_that_medvol_wrote_are_no_volumes_beside_others(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    for name in ("b", "a"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        write_mask(tmp_path / "out" / f"{name}.nii.gz", np.zeros((2, 3, 4), np.uint8), np.eye(4))
+    write_probabilities(tmp_path / "out" / "a.liver.nii.gz", np.zeros((2, 3, 4)), np.eye(4))
+    study = open_study(str(tmp_path), require_label=False)
+    assert [case.case for case in study.cases] == ["a"]
+    assert (
+        "3 files, such as out/a.liver.nii.gz, are written by medvol as a mask or probabilities, and not read"
+        in study.notes
+    )
+    (tmp_path / "a.nii.gz").unlink()  # now they must have been meant
+    assert len(open_study(str(tmp_path), require_label=False).cases) == 3
+
+
+def test_links_that_lead_nowhere_do_not_end_the_search(tmp_path: Path) -> None:
+    touch(tmp_path, "a/scan.nii.gz", "b/scan.nii.gz")
+    for name in ("c.npz", "train_data.npy", "lost.csv", "a/IM1"):
+        (tmp_path / name).symlink_to("nowhere")
+    study = open_study(str(tmp_path), require_label=False)
+    assert [case.case for case in study.cases] == ["a_scan", "b_scan", "c", "train_data"]
+    assert any(note.startswith("2 files, such as a/IM1, are passed over") for note in study.notes)
 
 
 def test_one_image_in_two_rows_is_no_leak_of_a_prediction(tmp_path: Path) -> None:
