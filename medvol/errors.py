@@ -13,8 +13,8 @@ from os import PathLike, fspath
 from typing import Any
 
 INTERRUPTED = (
-    "medvol: interrupted; files are whole or not there. A training goes on after its last whole epoch: "
-    "the same command with --resume True"
+    "medvol: interrupted; files are whole or not there. The same command begins again; "
+    "a training goes on after its last whole epoch with --resume True"
 )
 """What a run says that was told to end, by Ctrl-C or SIGTERM."""
 

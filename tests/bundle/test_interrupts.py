@@ -96,6 +96,10 @@ def test_an_interruption_that_torch_hides_behind_an_error_of_its_own_is_found(in
     assert interruption_code(RuntimeError()) is None
 
 
+def test_what_an_interruption_says_fits_a_run_that_cannot_be_resumed():
+    assert "The same command begins again; a training goes on" in INTERRUPTED
+
+
 def test_an_exception_hook_that_ends_the_process_sets_its_exit_code():
     script = """
 import sys
