@@ -267,7 +267,8 @@ def _without_own(study: Study, output_dir: str | Path) -> Study:
 
 
 def _lies_in(folder: Path, reference: str) -> bool:
-    return folder in Path(file_of(reference)).resolve().parents
+    path = Path(file_of(reference)).resolve()  # of a DICOM series the folder
+    return folder in (path, *path.parents)
 
 
 def _tell(study: Study) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from medvol.bundle.study import cases_to_predict, rows_to_predict
 from medvol.errors import MedvolError
+from medvol.geometry import Volume
 from medvol.phantoms.cohort import classification_cohort
+from medvol.phantoms.dicom import Identity, write_dicom_series
 
 
 def test_a_class_of_a_table_to_predict_is_not_looked_at(tmp_path):
@@ -73,3 +75,11 @@ def test_rows_to_predict_are_not_asked_for_splits_or_for_every_file(tmp_path):
     table.write_text("case,image,split,patient,age\nx,a.npy,train,p,50\ny,a.npy,test,p,60\nz,b.npy,test,q,70\n")
     assert len(cases_to_predict(str(table), tmp_path).cases) == 3
     assert len(rows_to_predict(str(table), tmp_path).cases) == 3
+
+
+def test_a_dicom_page_among_the_results_is_no_case(tmp_path):
+    for place, uid in (("ct", "1.2.3"), ("predictions", "1.2.4")):
+        volume = Volume(np.arange(7 * 8 * 9, dtype=np.int16).reshape(7, 8, 9), np.diag([-1.0, -1.5, 3.0, 1.0]))
+        write_dicom_series(volume, tmp_path / place, identity=Identity(study=uid))
+    (case,) = cases_to_predict(str(tmp_path), tmp_path, task="segmentation").cases
+    assert case.image[0].startswith(f"{tmp_path}/ct#")
