@@ -213,15 +213,17 @@ def finish_inference(
         raise SystemExit(SOME_FAILED)
 
 
-def count_predicted(verb: str, predicted: int, dataset: VolumesToPredict) -> dict[str, int]:
-    """Log how many cases an inference predicted, could not read, and wrote no DICOM result of; return the numbers.
+def count_predicted(verb: str, predicted: int, dataset: VolumesToPredict) -> dict[str, Any]:
+    """Log how many cases an inference predicted, could not read, and wrote no DICOM result of.
+
+    Returned are the numbers and what readers noted, for run.json.
 
     Args:
         verb: What was done with them.
         predicted: Number of cases that were read.
         dataset: Knows the others.
     """
-    counts = {"predicted": predicted, "failed": len(dataset.failures)}
+    counts: dict[str, Any] = {"predicted": predicted, "failed": len(dataset.failures), "notes": dataset.notes.lines()}
     words = f"{verb} {predicted} cases, {counts['failed']} could not be read"
     if dataset.without_result:
         counts["without_dicom_result"] = len(dataset.without_result)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd
 
+from medvol.bundle.finish import count_predicted
 from medvol.data.cache import CachedVolumes
 from medvol.data.notes import ReaderNotes
 from medvol.inference.volumes import VolumesToPredict
@@ -39,9 +40,11 @@ EXPECTED = [
 ]
 
 
-def test_a_prediction_tells_what_was_noted(items, caplog):
-    list(VolumesToPredict(items, chain(), show_progress=False))
+def test_a_prediction_tells_what_was_noted_and_keeps_it_for_its_record(items, caplog):
+    volumes = VolumesToPredict(items, chain(), show_progress=False)
+    list(volumes)
     assert told(caplog) == EXPECTED
+    assert [f"Read with a note: {line}" for line in count_predicted("Segmented", 3, volumes)["notes"]] == EXPECTED
 
 
 def test_a_training_tells_it_again_when_volumes_come_from_the_cache(items, tmp_path, caplog):
