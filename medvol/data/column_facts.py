@@ -19,6 +19,9 @@ from medvol.errors import MedvolError, nearest, require_choice
 
 KINDS = ("number", "category")
 
+LARGEST = 1e30
+"""No measurement is larger. Float32 ends at 3.4e38, and what a network makes of more than that is nan."""
+
 Cell = str | float | None
 
 
@@ -75,7 +78,8 @@ def encode_row(columns: Sequence[ColumnFacts], covariates: Mapping[str, Cell], c
         case: Name of the row, for messages.
 
     Raises:
-        MedvolError: `MISSING_COLUMN` with the nearest name, `BAD_VALUE` for text in a column of numbers.
+        MedvolError: `MISSING_COLUMN` with the nearest name, `BAD_VALUE` for text in a column of numbers, or a
+            number that float32 cannot hold.
     """
     require_columns(columns, covariates, case=case)
     numbers = [number for column in columns for number in _encoded(column, covariates[column.name], case)]
@@ -115,6 +119,17 @@ def require_columns(
         )
 
 
+def too_large(name: str, cell: Cell, case: str) -> MedvolError:
+    """Return the refusal of a number that no network can work with."""
+    return MedvolError(
+        "BAD_VALUE",
+        case=case,
+        found=f"column '{name[:40]}' holds {str(cell)[:40]}, too large for a network",
+        expected=f"numbers up to {LARGEST:g}",
+        fix="correct the cell, or leave it empty",
+    )
+
+
 def _encoded(column: ColumnFacts, cell: Cell, case: str) -> list[float]:
     is_empty = is_missing(cell)
     if column.kind == "category":
@@ -130,4 +145,6 @@ def _encoded(column: ColumnFacts, cell: Cell, case: str) -> list[float]:
             fix="correct the cell, or leave it empty",
         )
     value = [(number - column.mean) / column.sd] if column.sd > 0 else []
+    if value and abs(value[0]) > LARGEST:
+        raise too_large(column.name, cell, case)
     return [*value, float(is_empty)] if column.has_gaps else value

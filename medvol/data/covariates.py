@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from medvol.data.column_facts import Cell, ColumnFacts, require_columns
+from medvol.data.column_facts import LARGEST, Cell, ColumnFacts, require_columns, too_large
 from medvol.data.facts import Facts, training_cases
 from medvol.data.labels import as_number, class_name, is_missing, sorted_classes
 from medvol.data.study import Case, Study
@@ -179,6 +179,9 @@ def _fitted(name: str, cases: Sequence[Case], *, is_code: bool) -> ColumnFacts |
     numbers = [as_number(cell) for _, cell in filled]
     known = [number for number in numbers if number is not None]
     if filled and len(known) == len(filled) and not is_code:
+        for case, cell in filled:
+            if abs(as_number(cell) or 0.0) > LARGEST:  # or its column would be left out, as one of infinite spread
+                raise too_large(name, cell, case)
         sd = float(np.std(known)) if len(set(known)) > 1 else 0.0
         return ColumnFacts(name, "number", float(np.mean(known)), sd, float(np.median(known)), has_gaps=has_gaps)
     if not is_code and len(known) >= MOSTLY_NUMBERS * max(1, len(filled)) and filled:

@@ -105,6 +105,16 @@ def test_text_in_a_column_of_numbers_is_refused_with_its_row():
         fit_columns(numbers(["1", "l2", "3", "4"]))
 
 
+def test_a_number_that_float32_cannot_hold_is_refused_with_its_row():
+    # Standardised, 1e300 was infinite in float32, and the answer nan for every class.
+    (column,) = fit_columns(numbers([1.0, 2.0]))
+    with pytest.raises(MedvolError, match=r"BAD_VALUE: case c7: column 'age' holds 1e\+300, too large for a network"):
+        encode_row((column,), {"age": 1e300}, "c7")
+    # Its square is infinite: the column was left out as one that never varies.
+    with pytest.raises(MedvolError, match=r"BAD_VALUE: case c2: column 'age' holds -1e\+308, too large"):
+        fit_columns(numbers([1.0, 2.0, -1e308, 3.0]))
+
+
 def test_a_missing_column_is_named_with_the_nearest_one_that_is_there():
     columns = fit_columns(study_of([{"age_years": 1.0, "bmi": 2.0}, {"age_years": 2.0, "bmi": 1.0}]))
     with pytest.raises(MedvolError, match=r"MISSING_COLUMN: .*no column 'age_years' among 2.*did you mean 'age_year'"):
