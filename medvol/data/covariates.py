@@ -34,6 +34,9 @@ FEW_CATEGORIES = 10
 
 _TELLS_NOTHING = "tells nothing in training: it never varies, or is a text that differs in every row"
 
+_WITH_COMMA = re.compile(r"[+-]?\d+(?:,\d+)+(?:\.\d+)?")
+"""Where semicolons separate, `1,5` has been read as a number before; where commas do, such a cell is quoted."""
+
 _WITH_UNIT = re.compile(r"[+-]?\d+(?:[.,]\d+)?(?:\s*%|\s+[^\W\d_]\S*)")
 
 
@@ -194,20 +197,22 @@ def _fitted(name: str, cases: Sequence[Case], *, is_code: bool) -> ColumnFacts |
             fix=f"correct or empty the cell, or pass --categorical_columns \"['{name[:40]}']\"",
         )
     if not is_code:
-        _require_no_unit(name, [str(cell).strip() for _, cell in filled])
+        texts = [str(cell).strip() for _, cell in filled]
+        _require_plain(name, texts, _WITH_UNIT, "with a unit", "write the numbers alone")
+        _require_plain(name, texts, _WITH_COMMA, "with a comma", "write 1.5 for 1,5 and 1500 for 1,500")
     return _categories(name, [cell for _, cell in filled], has_gaps=has_gaps)
 
 
-def _require_no_unit(name: str, cells: Sequence[str]) -> None:
-    """Refuse quantities that their unit has turned into text, which would be left out without a word."""
-    measured = [cell for cell in cells if _WITH_UNIT.fullmatch(cell)]
+def _require_plain(name: str, cells: Sequence[str], pattern: re.Pattern[str], what: str, fix: str) -> None:
+    """Refuse quantities that their spelling has turned into text, which would be left out or taken for categories."""
+    measured = [cell for cell in cells if pattern.fullmatch(cell)]
     if len(set(cells)) > FEW_CATEGORIES and len(measured) >= MOSTLY_NUMBERS * len(cells):
         raise MedvolError(
             "BAD_VALUE",
             found=f"column '{name[:40]}' holds '{measured[0][:30]}'; {len(measured)} of {len(cells)} cells are numbers "
-            "with a unit",
+            f"{what}",
             expected="numbers only",
-            fix="write the numbers alone, or exclude the column",
+            fix=f"{fix}, or exclude the column",
         )
 
 
