@@ -111,6 +111,10 @@ def evaluate_predictions(predictions: Predictions, evaluated: EvaluatedSplit, *,
         "n_cases": len(predictions.cases),
         "n_patients": len(set(predictions.patients)),
         "classes": list(evaluated.classes),
+        "patients_of_class": {
+            name: len({patient for patient, label in zip(patients, labels, strict=True) if label == index})
+            for index, name in enumerate(evaluated.classes)
+        },
         "metrics": bootstrap_intervals(labels, probabilities, patients, seed=seed),
         "baseline": _baseline(evaluated, predictions),
         **({"comparisons": comparisons} if comparisons else {}),
