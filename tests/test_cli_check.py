@@ -391,3 +391,12 @@ def test_what_a_reader_noted_is_a_warning_for_each_case(organs, check):
     }
     assert "qform and sform disagree by 50 mm" in printed
     assert "the content is gzip, unlike its name" in printed
+
+
+def test_a_column_that_gives_the_label_away_is_told_of(check, tmp_path):
+    table = tmp_path / "t.csv"
+    rows = [f"c{i},p{i},{('ben', 'mal')[i % 2]},{(i * 7) % 11},{('no', 'yes')[i % 2]}" for i in range(60)]
+    table.write_text("\n".join(["case,patient,diagnosis,age,label", *rows]) + "\n")
+    code, found, printed = check(table)
+    assert (code, found["refused"], found["warning"]) == (0, set(), {("LEAK", "")})
+    assert "column 'diagnosis' alone tells the class of every training row" in printed

@@ -16,6 +16,7 @@ from medvol.data.notes import telling
 from medvol.data.structures import name_structures, require_declared
 from medvol.data.study import SPLITS, Study
 from medvol.data.table import items
+from medvol.data.telltale import telltale, telltale_columns
 from medvol.errors import MedvolError
 from medvol.io.nifti_affine import CONFLICT
 from medvol.training.plan_words import absent_structures
@@ -100,7 +101,7 @@ def empty_splits(study: Study) -> tuple[list[MedvolError], list[MedvolError]]:
 
 
 def columns_to_mend(study: Study) -> tuple[list[MedvolError], list[MedvolError]]:
-    """Return what a table of features is refused for, columns first, then rows, and which columns are left out."""
+    """Return what a table of features is refused for, columns first, then rows, and what is told of other columns."""
     if all(case.split != "train" for case in study.cases):
         return [], []  # refused as such
     found = {name: one for name, one in column_refusals(study).items() if one is not None}
@@ -115,7 +116,7 @@ def columns_to_mend(study: Study) -> tuple[list[MedvolError], list[MedvolError]]
             encode_row(columns, case.covariates, case.case)
         except MedvolError as refusal:
             refused.append(refusal)
-    return refused, idle
+    return refused, [*idle, *map(telltale, telltale_columns(study, columns))]
 
 
 def structures_to_mend(

@@ -19,6 +19,7 @@ from medvol.data.facts import Facts, training_cases
 from medvol.data.labels import as_number, class_name, is_missing, sorted_classes
 from medvol.data.study import Case, Study
 from medvol.data.table import items
+from medvol.data.telltale import telltale, telltale_columns
 from medvol.errors import MedvolError, nearest
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def tabular_facts(
         limits=None,
         has_geometry=False,
         laterality_matters=False,
-        columns=fit_columns(study, exclude_columns=exclude_columns, categorical_columns=categorical_columns),
+        columns=_told_of(study, exclude_columns, categorical_columns),
     )
 
 
@@ -70,8 +71,15 @@ def with_columns(
     facts: Facts, study: Study, *, exclude_columns: Sequence[str] = (), categorical_columns: Sequence[str] = ()
 ) -> Facts:
     """Return the facts of a study of images with what is fitted on its covariates added; see `fit_columns`."""
-    fitted = fit_columns(study, exclude_columns=exclude_columns, categorical_columns=categorical_columns)
-    return replace(facts, columns=fitted)
+    return replace(facts, columns=_told_of(study, exclude_columns, categorical_columns))
+
+
+def _told_of(study: Study, excluded: Sequence[str], codes: Sequence[str]) -> tuple[ColumnFacts, ...]:
+    """Fit the columns, and warn of those that give the label away."""
+    columns = fit_columns(study, exclude_columns=excluded, categorical_columns=codes)
+    for name in telltale_columns(study, columns):
+        logger.warning("%s", telltale(name))
+    return columns
 
 
 def fit_columns(
