@@ -169,10 +169,14 @@ def baselines_on_covariates(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return the class probabilities of the classical models for the cases that were evaluated, in their order.
 
-    They are fitted on the training rows of the study; without any, as in an external validation, there are none.
+    They are fitted on the training rows of the study; without any, as in an external validation, there are none, nor
+    where the network was trained on none of them: another study's would be compared with it as if they were its own.
     """
-    if not any(case.split == "train" for case in study.cases):
-        logger.info("No classical models beside the network: the study holds no training rows to fit them on")
+    learnt_from = {case.patient for case in study.cases if case.split == "train"}
+    if record.trained_on:
+        learnt_from &= patients_among(study, record.trained_on)
+    if not learnt_from:
+        logger.info("No classical models beside the network: the study holds none of the rows that it was trained on")
         return {}
     of_case = {item["case"]: item for item in items_with_covariates(study)}
     evaluated = [of_case[case] for case in collected.result().cases]
@@ -254,6 +258,15 @@ def require_unseen(study: Study, record: ModelRecord, split: str, ensemble: Sequ
     patients, known = {case.patient for case in study.cases if case.split == split}, patients_among(study, seen)
     if seen and not known:
         warn_of_numbers(study, split)
+        asked = sum(case.split == split for case in study.cases)
+        if asked < len(study.cases):
+            logger.warning(
+                "The model was trained on none of these patients, yet only the %d of %d cases in %s are measured: to "
+                "measure all, put 'test' into a column 'split'",
+                asked,
+                len(study.cases),
+                split,
+            )
     leaked = patients & known
     if leaked:
         place = "training or validation" if split == "test" else "the training of the model or a part of it"

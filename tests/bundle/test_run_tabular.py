@@ -114,6 +114,18 @@ def test_a_table_of_test_rows_alone_is_measured_without_the_models_that_need_tra
     assert "No classical models" in captured.out + captured.err
 
 
+def test_another_study_is_not_compared_with_models_fitted_on_its_own_rows(run_on, tmp_path, capsys):
+    run_on(["train"], write(tmp_path / "t.csv", patients()), label_column="finding", max_epochs=1)
+    others = [{**row, "case": f"other{index}"} for index, row in enumerate(patients())]
+    output = run_on(["train", "evaluate"], write(tmp_path / "e.csv", others), "e", label_column="finding")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert "comparisons" not in metrics
+    assert metrics["n_cases"] < 60
+    captured = capsys.readouterr()
+    told = f"only the {metrics['n_cases']} of 60 cases in test are measured"
+    assert told in captured.out + captured.err
+
+
 def test_columns_are_found_by_name_and_one_bad_row_does_not_stop_the_others(run_on, rows_of, tmp_path, capsys):
     rows = patients()
     run_on(["train"], write(tmp_path / "t.csv", rows), label_column="finding", max_epochs=1)
