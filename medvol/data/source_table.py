@@ -203,8 +203,8 @@ def _label_column(
     if has_images:
         return find_column(table, wanted, "label", optional=False)
     rest = [name for name in table.columns if name not in taken]
-    if wanted == "label" and rest and get_close_matches("label", [rest[-1].lower()], cutoff=0.8):
-        return rest[-1], (f"the last column, '{rest[-1]}', read as the label",) if rest[-1] != "label" else ()
+    if wanted == "label" and wanted not in rest and rest and get_close_matches("label", [rest[-1].lower()], cutoff=0.8):
+        return rest[-1], (f"the last column, '{rest[-1]}', read as the label",)
     name, notes = find_column(table, wanted, "label")
     if name or not wanted or not rest:
         return name, notes
