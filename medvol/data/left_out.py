@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medvol.data.paths import file_of, has_image_suffix, resolve
 from medvol.data.study import Draft
-from medvol.io.files import dangling_links, walk_files
+from medvol.io.files import files_and_dangling_links
 from medvol.io.find import Found, find_passed_over
 from medvol.io.write_nifti import is_result
 
@@ -47,7 +47,8 @@ def unlisted_notes(folder: Path, draft: Draft) -> tuple[str, ...]:
     for row in draft.rows:
         cells = [row.label, *row.covariates.values()]
         listed |= {Path(file_of(resolve(cell, draft.folder))) for cell in cells if isinstance(cell, str)}
-    images = [path for path in (*walk_files(folder), *dangling_links(folder)) if has_image_suffix(path.name)]
+    files, links = files_and_dangling_links(folder)
+    images = [path for path in (*files, *links) if has_image_suffix(path.name)]
     unlisted = [path for path in images if listed.isdisjoint((path, *path.parents)) and not is_result(path)]
     if not unlisted:
         return ()

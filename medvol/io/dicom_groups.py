@@ -15,7 +15,7 @@ from medvol.io.dicom_file import truncated
 from medvol.io.dicom_header import SliceHeader, is_dicom, read_slice_headers
 from medvol.io.dicom_select import IMAGE_TAGS, Selection, fragment_of, select, tag_of
 from medvol.io.dicom_stored import Numbers
-from medvol.io.files import DICOM_SUFFIXES, cannot_read, dangling_links, leads_nowhere, walk_files
+from medvol.io.files import DICOM_SUFFIXES, cannot_read, files_and_dangling_links, leads_nowhere
 
 ORIENTATION_TOLERANCE = 1e-3
 """Largest difference between direction cosines of slices of one image; rounding of scanners drifts by 4e-4."""
@@ -66,7 +66,8 @@ def scan(path: Path) -> Scan:
     damaged: list[MedvolError] = []
     skipped: list[Path] = []
     others = 0
-    for file in walk_files(path) if path.is_dir() else [path]:
+    files, links = files_and_dangling_links(path) if path.is_dir() else ([path], [])
+    for file in files:
         try:
             with file.open("rb") as stream:
                 head = stream.read(132)
@@ -86,7 +87,6 @@ def scan(path: Path) -> Scan:
         if not headers:
             skipped.append(file)
     # A slice that was not fetched: without it the others would read as a shorter volume.
-    links = dangling_links(path) if path.is_dir() else ()
     damaged += [leads_nowhere(link) for link in links if link.suffix.lower() in DICOM_SUFFIXES]
     return Scan(tuple(slices), tuple(damaged), tuple(skipped), others)
 

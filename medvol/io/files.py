@@ -64,13 +64,20 @@ def walk_files(folder: Path) -> Iterator[Path]:
     return (path for path in _walk(folder) if path.is_file())
 
 
-def dangling_links(folder: Path) -> Iterator[Path]:
-    """Yield every visible link below a folder that leads nowhere, in the order of `walk_files`.
+def files_and_dangling_links(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return what `walk_files` yields, and in its order every visible link that leads nowhere.
 
     Raises:
         MedvolError: `CANNOT_READ`.
     """
-    return (path for path in _walk(folder) if path.is_symlink() and not path.exists())
+    files: list[Path] = []
+    links: list[Path] = []
+    for path in _walk(folder):
+        if path.is_file():
+            files.append(path)
+        elif path.is_symlink() and not path.exists():
+            links.append(path)
+    return files, links
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvol.errors import MedvolError
-from medvol.io.files import cannot_read, dangling_links, existing, walk_files
+from medvol.io.files import cannot_read, existing, files_and_dangling_links
 from medvol.io.read import DICOM, NPZ, PAIR, SUFFIXES, file_kind, suffix_kind
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def find_volumes(folder: str | PathLike[str]) -> list[Found]:
     folder = existing(Path(folder))
     if not folder.is_dir():
         return _found_file(folder)
-    files, links = list(walk_files(folder)), list(dangling_links(folder))
+    files, links = files_and_dangling_links(folder)
     found = [Found(str(path), _stem(path.relative_to(folder))) for path in files if _is_volume_file(path)]
     found += [
         Found(str(path), _stem(path.relative_to(folder)), "NOT_FOUND")
@@ -82,10 +82,11 @@ def find_passed_over(folder: Path) -> list[Path]:
     Raises:
         MedvolError: `CANNOT_READ`.
     """
-    passed = [path for path in walk_files(folder) if _is_like_an_image(path)]
+    files, links = files_and_dangling_links(folder)
+    passed = [path for path in files if _is_like_an_image(path)]
     headers = {path.with_suffix("") for path in passed if path.suffix.lower() == ".hdr"}
     passed = [path for path in passed if path.suffix.lower() != ".img" or path.with_suffix("") not in headers]
-    return sorted([*passed, *(path for path in dangling_links(folder) if not suffix_kind(path.name))])
+    return sorted([*passed, *(path for path in links if not suffix_kind(path.name))])
 
 
 def _is_like_an_image(path: Path) -> bool:
