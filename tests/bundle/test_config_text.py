@@ -1,7 +1,7 @@
 """Texts that come out of MONAI's configurations as they went in."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
@@ -12,11 +12,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*eval.*:UserWarning")  # MONAI 
 TEXTS = st.text(st.sampled_from("#$@%:'\"\\aimport _x/\n.") | st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
+@example("#1 import os")
 @given(TEXTS)
 def test_a_text_stays_what_it_is(text):
     assert ConfigParser({"path": config_text(text)}).get_parsed_content("path") == text
 
 
+@example("import os")
 @given(TEXTS)
 def test_a_literal_stays_what_it_is_beside_a_reference(text):
     config = {"root": "r", "path": f"$@root + {config_literal(text)}"}

@@ -86,6 +86,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(bundle, epoch, options, tm
     rows = [history(output, rows_of) for output in (whole, parts)]
     assert rows[0] == rows[1]
     assert [row["epoch"] for row in rows[0]] == [1, 2, 3, 4]
+    assert not list(parts.rglob("earlier"))  # what a resumed run finds is its own
 
 
 def test_a_complete_run_is_only_finished_again(tmp_path, train, rows_of):
