@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from medvol.errors import MedvolError, require_choice
 from medvol.inference.memory import keep_freed_memory
+from medvol.inference.turns import REPEATS, seconds_in_turns
 from medvol.io.atomic import write_text
 from medvol.networks.mean import as_outputs
 from medvol.networks.small_maps import use_exact_small_maps
@@ -36,7 +38,6 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "float32", "bfloat16")
 PURPOSES = ("train", "infer")
 PROBE_BATCH = {"train": 8, "infer": 1}
-PROBE_REPEATS = 3
 PROBE_SECONDS = 40.0  # for all candidates together, as far as a single call of each allows
 COMPILE_WORTHWHILE = 600.0  # seconds of plain calls below which compiling is not even tried
 WORTHWHILE = 1.05  # a choice that gains less than 5 % is noise; the plainer one is kept
@@ -209,7 +210,7 @@ def measure_runtimes(
     probe: Probe | None = None,
     candidates: Sequence[Runtime] | None = None,
 ) -> dict[Runtime, float]:
-    """Return the seconds per call of each candidate, fastest of three, on copies of the network.
+    """Return the seconds per call of each candidate, fastest of five or fewer, on a copy of the network.
 
     Args:
         network: Network on the device where it is timed.
@@ -220,19 +221,19 @@ def measure_runtimes(
     probe = probe or Probe()
     if candidates is None:
         candidates = runtimes_for(torch.device("cpu"), probe.purpose)
-    share = probe.seconds / len(candidates)
-    seconds = {
-        candidate: min(_durations(copy.deepcopy(network), input_shape, candidate, probe, share))
-        for candidate in candidates
-    }
+    trial = copy.deepcopy(network)
+    seconds = seconds_in_turns(
+        {candidate: partial(_duration, trial, input_shape, candidate, probe) for candidate in candidates}, probe.seconds
+    )
     best = fastest(seconds)
     if has_compiler() and seconds[best] * probe.expected_calls >= COMPILE_WORTHWHILE:
         compiled, trial = replace(best, compiled=True), copy.deepcopy(network)
         trial.compile()
         try:
             start = time.perf_counter()
-            per_call = min(_durations(trial, input_shape, compiled, probe, share))
-            compiling = max(0.0, time.perf_counter() - start - (PROBE_REPEATS + 1) * per_call)
+            call = partial(_duration, trial, input_shape, compiled, probe)
+            per_call = seconds_in_turns({compiled: call}, probe.seconds / len(candidates))[compiled]
+            compiling = max(0.0, time.perf_counter() - start - (REPEATS + 1) * per_call)
         except Exception as error:  # the compiler and everything it calls; a network that runs uncompiled is no failure
             logger.warning("torch.compile failed, running uncompiled: %s", str(error).splitlines()[0][:120])
         else:
@@ -254,25 +255,21 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "cl"))
 
 
-def _durations(
-    network: nn.Module, input_shape: Sequence[int], runtime: Runtime, probe: Probe, seconds: float
-) -> list[float]:
+def _duration(network: nn.Module, input_shape: Sequence[int], runtime: Runtime, probe: Probe) -> float:
     training = probe.purpose == "train"
     network.train(training).to(memory_format=runtime.layout(1 + len(input_shape)))  # type: ignore[call-overload]
+    network.zero_grad(set_to_none=True)
     inferer = RuntimeInferer(runtime)
     device = next((one.device for one in network.parameters()), torch.device(runtime.device_type))
     batch = torch.zeros(probe.batch, *input_shape, device=device)
-    durations, began = list[float](), time.perf_counter()
-    while len(durations) <= PROBE_REPEATS and (not durations or time.perf_counter() - began < seconds):
-        start = time.perf_counter()
-        with torch.set_grad_enabled(training):
-            outputs = inferer(batch, network)
-            if training:
-                torch.stack([output.sum() for output in as_outputs(outputs)]).sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        durations.append(time.perf_counter() - start)
-    return durations[1:] or durations  # the first builds kernels and counts only where there is no other
+    start = time.perf_counter()
+    with torch.set_grad_enabled(training):
+        outputs = inferer(batch, network)
+        if training:
+            torch.stack([output.sum() for output in as_outputs(outputs)]).sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _remembered(

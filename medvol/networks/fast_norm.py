@@ -1,13 +1,14 @@
 """Instance normalisation that stays in the channels-last layout.
 
 torch's instance norm copies a channels-last volume into the default layout, normalises there and leaves the next
-convolution to copy it back: of one 48-channel volume of 96 cubed that is 117 ms in bfloat16 and 210 ms in float32 on
-two cores, as much as the convolution. Normalising one volume over its voxels is batch normalisation of a batch of one,
-for which torch has a channels-last kernel: 13 and 30 ms, backward 23 instead of 206 ms. That kernel adds up all voxels
-in one float32 number, which costs a float32 result its last four digits; so its statistics are taken over slabs that
-fit the processor's cache and are then combined. Where channels are few, several voxels are put side by side: their rows
-would leave the processor's vectors half empty (24 channels in bfloat16: half of the time). In the default layout group
-norm with a group per channel is torch's fastest exact kernel (19 instead of 92 ms in float32).
+convolution to copy it back: of one 48-channel volume of 96 cubed that is 120 to 160 ms in bfloat16 and 230 to 270 ms in
+float32 on two cores, as much as the convolution. Normalising one volume over its voxels is batch normalisation of a
+batch of one, for which torch has channels-last kernels: 12 and 20 ms, backward 23 instead of 206 ms. They add up all
+voxels in one float32 number, which costs a float32 result its last four digits; so the statistics of large volumes are
+taken over slabs, by a kernel that computes nothing else, and are then combined. Where channels are few, several voxels
+are put side by side: their rows would leave the processor's vectors half empty (four volumes of 16 channels and 40 x 56
+x 40 voxels in bfloat16: 1.5 instead of 4 ms). In the default layout group norm with a group per channel is torch's
+fastest exact kernel (19 instead of 92 ms in float32).
 
 Rejected: `group_norm` in channels last, whose backward is 3 times slower than what it replaces; `var_mean`, which is
 not vectorised over channels-last voxels (145 ms).
@@ -24,8 +25,8 @@ from torch.nn import functional
 
 from medvol.networks.exporting import is_exporting
 
-SLAB_ROWS = 16384  # voxels summed in one float32 number: error 2e-6, and 48 channels of them (3 MiB) stay in the cache
-FULL_ROW = 48  # values side by side below which the kernel handles them one by one
+SLAB_ROWS = 16384  # values summed in one float32 number: error 2e-6
+FULL_ROW = 96  # values side by side from which on the kernels work at full speed
 
 
 @final
@@ -93,17 +94,15 @@ class _ChannelsLast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, volumes: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         result = torch.empty_like(volumes)
-        statistics = []
-        for volume, out in zip(volumes.split(1), result.split(1), strict=True):
-            statistics.append(_normalise(volume, weight, bias, eps, out))
-        ctx.save_for_backward(volumes, weight, *(part for pair in statistics for part in pair))
+        mean, scale = _normalise(volumes, weight, bias, eps, result)
+        ctx.save_for_backward(volumes, weight, mean, scale)
         ctx.eps = eps
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        volumes, weight, *statistics = ctx.saved_tensors
+        volumes, weight, mean, scale = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
         parts = [
             torch.ops.aten.native_batch_norm_backward(
@@ -112,8 +111,8 @@ class _ChannelsLast(torch.autograd.Function):
                 weight,
                 None,
                 None,
-                statistics[2 * index],
-                statistics[2 * index + 1],
+                mean[index],
+                scale[index],
                 True,
                 ctx.eps,
                 [True, True, True],
@@ -126,54 +125,63 @@ class _ChannelsLast(torch.autograd.Function):
         return for_volumes, for_weight, for_bias, None
 
 
-def _normalise(volume: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Write the normalised volume into `out`; return the mean and the inverse standard deviation per channel."""
-    fold = _fold(volume)
-    half = volume.dtype in (torch.bfloat16, torch.float16)
-    if fold == 1 and (half or volume[0, 0].numel() <= SLAB_ROWS):
-        return _batch_norm(volume, weight, bias, None, eps, out)
-    columns = fold * volume.shape[1]
-    rows, target = (tensor.permute(0, 2, 3, 4, 1).view(-1, columns) for tensor in (volume, out))
+def _normalise(volumes: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the normalised volumes into `out`; return mean and inverse standard deviation, (batch, channel) each."""
+    fold = _fold(volumes)
+    rows, target = (
+        tensor.permute(0, 2, 3, 4, 1).view(len(volumes), -1, fold * volumes.shape[1]) for tensor in (volumes, out)
+    )
+    if rows.shape[1] <= SLAB_ROWS and fold == 1:
+        return _batch_norm(rows, weight, bias, None, eps, target)
     mean, variance = _moments(rows, fold, weight.dtype)
-    _batch_norm(rows, weight.repeat(fold), bias.repeat(fold), (mean.repeat(fold), variance.repeat(fold)), eps, target)
+    moments = mean.repeat(1, fold), variance.repeat(1, fold)
+    _batch_norm(rows, weight.repeat(fold), bias.repeat(fold), moments, eps, target)
     return mean, torch.rsqrt(variance + eps)
 
 
-def _fold(volume: Tensor) -> int:
+def _fold(volumes: Tensor) -> int:
     """Return how many voxels are put side by side, so that a row fills the processor's vectors."""
-    fold, voxels = 1, volume[0, 0].numel()
-    while fold * volume.shape[1] < FULL_ROW and voxels % (2 * fold) == 0 and voxels > SLAB_ROWS:
+    fold, voxels = 1, volumes[0, 0].numel()
+    while fold * volumes.shape[1] < FULL_ROW and voxels % (2 * fold) == 0 and voxels > SLAB_ROWS:
         fold *= 2
     return fold
 
 
 def _batch_norm(
-    values: Tensor,
+    rows: Tensor,
     weight: Tensor,
     bias: Tensor,
     moments: tuple[Tensor, Tensor] | None,
     eps: float,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    mean, scale = torch.empty_like(weight), torch.empty_like(weight)
-    known = moments or (None, None)
-    torch.ops.aten.native_batch_norm.out(
-        values, weight, bias, *known, moments is None, 0.0, eps, out=out, save_mean=mean, save_invstd=scale
-    )
+    mean, scale = (weight.new_empty(len(rows), len(weight)) for _ in range(2))
+    for index in range(len(rows)):
+        known = (moments[0][index], moments[1][index]) if moments else (None, None)
+        torch.ops.aten.native_batch_norm.out(
+            rows[index],
+            weight,
+            bias,
+            *known,
+            moments is None,
+            0.0,
+            eps,
+            out=out[index],
+            save_mean=mean[index],
+            save_invstd=scale[index],
+        )
     return mean, scale
 
 
 def _moments(rows: Tensor, fold: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return mean and variance per channel of rows of `fold` voxels each, combined from slabs in float64."""
-    columns = rows.shape[1]
-    one, zero = rows.new_ones(columns, dtype=dtype), rows.new_zeros(columns, dtype=dtype)
-    means, variances, shares = [], [], []
-    for slab in rows.split(SLAB_ROWS // fold):
-        _, mean, scale = torch.native_batch_norm(slab, one, zero, None, None, True, 0.0, 1e-12)
-        means.append(mean.double().view(fold, -1))
-        variances.append(scale.double().pow(-2).view(fold, -1))
-        shares += [len(slab) / (len(rows) * fold)] * fold
-    share = torch.tensor(shares, dtype=torch.float64)[:, None]
-    mean = (torch.cat(means) * share).sum(0)
-    variance = ((torch.cat(variances) + (torch.cat(means) - mean).square()) * share).sum(0)
+    """Return mean and variance, (batch, channel) each, of rows of `fold` voxels, combined from slabs in float64."""
+    # Buffers in float32 keep the kernel's statistics of bfloat16 voxels in float32; with momentum 0 it leaves them.
+    ignored = rows.new_zeros(rows.shape[2], dtype=dtype)
+    slabs = rows.split(SLAB_ROWS, dim=1)
+    parts = [torch.batch_norm_update_stats(one, ignored, ignored, 0.0) for slab in slabs for one in slab]
+    shape = (len(slabs), len(rows), fold, -1)
+    means, variances = (torch.stack(part).double().view(shape) for part in zip(*parts, strict=True))
+    share = means.new_tensor([slab.shape[1] / (rows.shape[1] * fold) for slab in slabs]).view(-1, 1, 1, 1)
+    mean = (means * share).sum((0, 2))
+    variance = ((variances + (means - mean[:, None]).square()) * share).sum((0, 2))
     return mean.to(dtype), variance.to(dtype)
