@@ -82,7 +82,7 @@ class RuntimeInferer(Inferer):
         runtime: Precision and layout; plain float32 when None.
         mirror_axes: Spatial axes (0 = x) along which volumes may be mirrored without changing the answer. Outputs are
             averaged over all combinations of mirrored axes.
-        as_float32: Whether outputs are turned to float32.
+        as_float32: Whether outputs are turned to float32 in the default layout, where softmax over classes is fast.
     """
 
     def __init__(
@@ -112,7 +112,11 @@ class RuntimeInferer(Inferer):
         if not self.as_float32:
             return outputs
         # With deep supervision a network in training mode returns one tensor per resolution.
-        return outputs.float() if isinstance(outputs, Tensor) else [output.float() for output in outputs]
+        return _plain(outputs) if isinstance(outputs, Tensor) else [_plain(output) for output in outputs]
+
+
+def _plain(outputs: Tensor) -> Tensor:
+    return outputs.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ are put side by side: their rows would leave the processor's vectors half empty 
 x 40 voxels in bfloat16: 1.5 instead of 4 ms). In the default layout group norm with a group per channel is torch's
 fastest exact kernel (19 instead of 92 ms in float32).
 
+It is right as well where torch is not: `torch.nn.functional.instance_norm` of a single volume has wrong gradients on a
+processor when those from above come in channels last (torch 2.13).
+
 Rejected: `group_norm` in channels last, whose backward is 3 times slower than what it replaces; `var_mean`, which is
 not vectorised over channels-last voxels (145 ms).
 """
@@ -27,6 +30,7 @@ from medvol.networks.exporting import is_exporting
 
 SLAB_ROWS = 16384  # values summed in one float32 number: error 2e-6
 FULL_ROW = 96  # values side by side from which on the kernels work at full speed
+WIDE_FOLD = 2  # voxels side by side up to which the backward kernel for a whole volume is the faster one
 
 
 @final
@@ -104,38 +108,20 @@ class _ChannelsLast(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         volumes, weight, mean, scale = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
-        parts = [
-            torch.ops.aten.native_batch_norm_backward(
-                gradient[index : index + 1],
-                volumes[index : index + 1],
-                weight,
-                None,
-                None,
-                mean[index],
-                scale[index],
-                True,
-                ctx.eps,
-                [True, True, True],
-            )
-            for index in range(len(volumes))
-        ]
-        for_volumes = parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
-        for_weight = torch.stack([part[1] for part in parts]).sum(0)
-        for_bias = torch.stack([part[2] for part in parts]).sum(0)
-        return for_volumes, for_weight, for_bias, None
+        gradients = _gradients_of_rows if _fold(volumes) > WIDE_FOLD else _gradients_of_volumes
+        for_volumes, for_weight, for_bias = gradients(gradient, volumes, weight, mean, scale)
+        return for_volumes, for_weight.sum(0), for_bias.sum(0), None
 
 
 def _normalise(volumes: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
     """Write the normalised volumes into `out`; return mean and inverse standard deviation, (batch, channel) each."""
     fold = _fold(volumes)
-    rows, target = (
-        tensor.permute(0, 2, 3, 4, 1).view(len(volumes), -1, fold * volumes.shape[1]) for tensor in (volumes, out)
-    )
+    rows, target = _rows(volumes, fold), _rows(out, fold)
+    weight, bias = (one.repeat(len(rows), fold) for one in (weight, bias))
     if rows.shape[1] <= SLAB_ROWS and fold == 1:
         return _batch_norm(rows, weight, bias, None, eps, target)
     mean, variance = _moments(rows, fold, weight.dtype)
-    moments = mean.repeat(1, fold), variance.repeat(1, fold)
-    _batch_norm(rows, weight.repeat(fold), bias.repeat(fold), moments, eps, target)
+    _batch_norm(rows, weight, bias, (mean.repeat(1, fold), variance.repeat(1, fold)), eps, target)
     return mean, torch.rsqrt(variance + eps)
 
 
@@ -147,6 +133,11 @@ def _fold(volumes: Tensor) -> int:
     return fold
 
 
+def _rows(volumes: Tensor, fold: int) -> Tensor:
+    """Return channels-last volumes as a view (batch, voxels / fold, fold * channels)."""
+    return volumes.permute(0, 2, 3, 4, 1).view(len(volumes), -1, fold * volumes.shape[1])
+
+
 def _batch_norm(
     rows: Tensor,
     weight: Tensor,
@@ -155,13 +146,14 @@ def _batch_norm(
     eps: float,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    mean, scale = (weight.new_empty(len(rows), len(weight)) for _ in range(2))
+    """Write the normalised rows into `out`; all else, mean and variance too, is (batch, column), None for their own."""
+    mean, scale = torch.empty_like(weight), torch.empty_like(weight)
     for index in range(len(rows)):
         known = (moments[0][index], moments[1][index]) if moments else (None, None)
         torch.ops.aten.native_batch_norm.out(
             rows[index],
-            weight,
-            bias,
+            weight[index],
+            bias[index],
             *known,
             moments is None,
             0.0,
@@ -185,3 +177,54 @@ def _moments(rows: Tensor, fold: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     mean = (means * share).sum((0, 2))
     variance = ((variances + (means - mean[:, None]).square()) * share).sum((0, 2))
     return mean.to(dtype), variance.to(dtype)
+
+
+def _gradients_of_volumes(
+    gradient: Tensor, volumes: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the volumes, and of weight and bias as (batch, channel)."""
+    parts = [
+        torch.ops.aten.native_batch_norm_backward(
+            gradient[index : index + 1],
+            volumes[index : index + 1],
+            weight,
+            None,
+            None,
+            mean[index],
+            scale[index],
+            True,
+            0.0,  # already in `scale`
+            [True, True, True],
+        )
+        for index in range(len(volumes))
+    ]
+    for_volumes, for_weight, for_bias = zip(*parts, strict=True)
+    return torch.cat(for_volumes) if len(parts) > 1 else for_volumes[0], torch.stack(for_weight), torch.stack(for_bias)
+
+
+def _gradients_of_rows(
+    gradient: Tensor, volumes: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same from several voxels side by side, where channels are few.
+
+    With x the normalised volumes and g the gradient, that of the volumes is weight * scale * (g - <g> - x <g x>), which
+    is linear in g and in the volumes: two passes after the one for the sums.
+    """
+    fold, voxels = _fold(volumes), volumes[0, 0].numel()
+    result = torch.empty_like(volumes)
+    upstream, values, out = (_rows(tensor, fold) for tensor in (gradient, volumes, result))
+    means, variances = mean.repeat(1, fold), scale.pow(-2).repeat(1, fold)
+    ones, zeros = torch.ones_like(means), torch.zeros_like(means)
+    sums = [
+        torch.ops.aten.native_batch_norm_backward(*one, None, None, False, 0.0, [False, True, True])[1:]
+        for one in zip(upstream, values, ones, means, variances, strict=True)
+    ]
+    for_weight, for_bias = (torch.stack(part).view(len(volumes), fold, -1).sum(1) for part in zip(*sums, strict=True))
+    slope = weight * scale
+    # Rounded first, so that the shift takes away just what the rounded one adds at the mean.
+    correction = (-slope * scale * for_weight / voxels).to(volumes.dtype)
+    shift = -slope * for_bias / voxels - correction.to(mean.dtype) * mean
+    _batch_norm(upstream, slope.repeat(1, fold), shift.repeat(1, fold), (zeros, ones), 0.0, out)
+    for target, one, factor in zip(out, values, correction.repeat(1, fold), strict=True):
+        target.addcmul_(one, factor)
+    return result, for_weight, for_bias

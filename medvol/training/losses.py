@@ -8,11 +8,11 @@ from typing import final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from medvol.errors import require_choice
 from medvol.networks.mean import as_outputs
+from medvol.training.dice_ce import dice_ce
 
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -70,7 +70,7 @@ def classification_loss(
 
 @final
 class DeepDiceCeLoss(nn.Module):
-    """Dice plus cross-entropy (MONAI's DiceCELoss) at every output of a network with deep supervision.
+    """Dice plus cross-entropy (`dice_ce`) at every output of a network with deep supervision.
 
     Soft Dice takes the batch as one volume, as nnU-Net does where a structure may be absent from a patch, and leaves
     out the background. An output of half the resolution weighs half (Isensee et al., Nature Methods 2021); networks
@@ -78,10 +78,6 @@ class DeepDiceCeLoss(nn.Module):
     coarse targets half a voxel off: voxel i of a convolution of stride 2 is centred on voxel 2i of the finer grid, not
     on 2i + 1.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
     def forward(self, logits: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
         """Return the loss, a weighted mean over the outputs.
@@ -93,6 +89,10 @@ class DeepDiceCeLoss(nn.Module):
         outputs = as_outputs(logits)
         resolutions = list(dict.fromkeys(output.shape[2:] for output in outputs))
         weights = [0.5 ** resolutions.index(output.shape[2:]) for output in outputs]
-        targets = (F.interpolate(labels.float(), size=output.shape[2:], mode="nearest") for output in outputs)
-        losses = [self.loss(output.float(), target) for output, target in zip(outputs, targets, strict=True)]
+        losses = [dice_ce(output.float(), _nearest(labels, output.shape[2:])) for output in outputs]
         return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
+
+
+def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
+    same = labels.shape[2:] == tuple(size)
+    return labels if same else F.interpolate(labels.float(), size=tuple(size), mode="nearest")

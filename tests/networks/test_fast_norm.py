@@ -52,6 +52,29 @@ def test_slabs_and_voxels_side_by_side_give_the_statistics_of_the_whole_volume(m
     torch.testing.assert_close(instance_norm(half).double(), expected, atol=0.02, rtol=0.005)
 
 
+@pytest.mark.parametrize(("shape", "fold"), [((7, 8, 9), 8), ((7, 3, 18), 2), ((7, 9, 9), 1)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 0.004)])
+def test_slabs_and_voxels_side_by_side_give_the_gradients_of_the_whole_volume(
+    monkeypatch, shape, fold, batch, dtype, tolerance
+):
+    monkeypatch.setattr(fast_norm, "SLAB_ROWS", 104)
+    inputs = [volumes(batch, dtype, shape=shape), torch.rand(5) + 0.5, torch.randn(5)]
+    upstream = torch.randn(batch, 5, *shape).to(dtype).to(memory_format=torch.channels_last_3d)
+    upstream[:, :, :2] += 1  # in step with nothing
+    assert fast_norm._fold(inputs[0]) == fold
+    mine = [one.detach().clone().requires_grad_() for one in inputs]
+    exact = [one.detach().double().requires_grad_() for one in inputs]
+    instance_norm(*mine).backward(upstream)
+    # In the default layout: torch's own gradient of a single volume is wrong where the upstream is channels last.
+    reference = nn.functional.instance_norm(exact[0], weight=exact[1], bias=exact[2])
+    reference.backward(upstream.double().contiguous())
+    for found, expected in zip(mine, exact, strict=True):
+        error = (found.grad.double() - expected.grad).norm() / expected.grad.norm()
+        assert error < tolerance
+        assert found.grad.dtype == found.dtype
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bfloat16_is_as_close_to_the_exact_result_as_its_rounding(layout):
     volume = volumes(2, torch.bfloat16, layout)
