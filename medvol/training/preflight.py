@@ -71,11 +71,11 @@ def predict_memory(
 
     | network | patch | batch | measured | predicted |
     |---|---|---|---|---|
-    | unet, width 16 | 40 x 56 x 40 | 4 | 1.18 | 1.21 |
-    | unet, width 16 | 64 x 64 x 64 | 2 | 1.59 | 1.62 |
-    | unet, width 16 | 96 x 96 x 96 | 2 | 3.80 | 3.59 |
-    | swin_unetr, feature size 24 | 64 x 64 x 64 | 2 | 2.17 | 2.44 |
-    | swin_unetr, feature size 24 | 96 x 96 x 96 | 2 | 5.39 | 5.86 |
+    | unet, width 16 | 40 x 56 x 40 | 4 | 1.14 | 1.21 |
+    | unet, width 16 | 64 x 64 x 64 | 2 | 1.47 | 1.62 |
+    | unet, width 16 | 96 x 96 x 96 | 2 | 3.37 | 3.59 |
+    | swin_unetr, feature size 24 | 64 x 64 x 64 | 2 | 2.24 | 2.44 |
+    | swin_unetr, feature size 24 | 96 x 96 x 96 | 2 | 5.56 | 5.86 |
 
     Args:
         network: Any network on any device; a copy is run on the meta device.

@@ -1,6 +1,7 @@
 """Training throughput of a segmentation against a stock MONAI recipe: the same network, patches and batch, in one run.
 
-    python tests/benchmarks/bench_segmentation.py [--seconds 20] [--rounds 5] [--device cuda --patch 96 96 96 --batch 2]
+    python tests/benchmarks/bench_segmentation.py [--seconds 20] [--rounds 5] [--classes 25]
+                                                   [--device cuda --patch 96 96 96 --batch 2]
 
 Stock is what MONAI's tutorials do: CacheDataset in memory, RandCropByPosNegLabeld and per-sample dictionary transforms,
 float32, default layout, `SupervisedTrainer`. For both, the faster number of workers counts. medvol is what its
@@ -72,6 +73,7 @@ class Setting:
     device: str
     patch: tuple[int, int, int]
     batch: int
+    classes: int
     seconds: float
 
 
@@ -95,15 +97,19 @@ def write_study(folder: Path, shape: tuple[int, int, int]) -> list[dict[str, str
 def stock_network(setting: Setting) -> nn.Module:
     """Return MONAI's network."""
     torch.manual_seed(0)
-    ours = unet(1, 3, spatial_size=setting.patch)
+    ours = unet(1, setting.classes, spatial_size=setting.patch)
     return SegResNetDS(
-        init_filters=16, out_channels=3, norm="INSTANCE", blocks_down=ours.blocks_down, dsdepth=ours.dsdepth
+        init_filters=16,
+        out_channels=setting.classes,
+        norm="INSTANCE",
+        blocks_down=ours.blocks_down,
+        dsdepth=ours.dsdepth,
     ).to(setting.device)
 
 
 def our_network(setting: Setting) -> nn.Module:
     """Return the bundle's network, with the same weights."""
-    network = unet(1, 3, spatial_size=setting.patch).to(setting.device)
+    network = unet(1, setting.classes, spatial_size=setting.patch).to(setting.device)
     network.load_state_dict(stock_network(setting).state_dict())
     return network
 
@@ -224,7 +230,7 @@ def seconds_per_step(kind: str, setting: Setting) -> float:
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=kind != "stock")
     inferer = RuntimeInferer(runtime)
     images = torch.randn(setting.batch, *shape, device=device)
-    labels = torch.randint(0, 3, (setting.batch, *shape), device=device).float()
+    labels = torch.randint(0, setting.classes, (setting.batch, *shape), device=device).float()
     network.train()
     durations: list[float] = []
     while len(durations) < 3 or sum(durations) < setting.seconds:
@@ -266,11 +272,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--patch", type=int, nargs=3, default=(40, 56, 40))
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=3, help="outputs of the network")
     options = parser.parse_args()
-    setting = Setting(options.device, tuple(options.patch), options.batch, options.seconds)
+    setting = Setting(options.device, tuple(options.patch), options.batch, options.classes, options.seconds)
     on_card = torch.device(options.device).type == "cuda"
     where = torch.cuda.get_device_name() if on_card else f"{torch.get_num_threads()} threads"
-    print(f"unet, patches of {'x'.join(map(str, setting.patch))}, batch {setting.batch}, {where}, ", end="")
+    print(f"unet, patches of {'x'.join(map(str, setting.patch))}, batch {setting.batch}, ", end="")
+    print(f"{setting.classes} classes, {where}, ", end="")
     print(f"torch {torch.__version__}\n{'':<20}{'stock':>10}{'medvol':>10}{'ratio':>8}")
     rounds = []
     for _ in range(options.rounds):

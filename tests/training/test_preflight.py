@@ -82,7 +82,7 @@ def test_the_network_itself_stays_where_and_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("size", "batch", "measured_gb"), [((40, 56, 40), 4, 1.18), ((64, 64, 64), 2, 1.59), ((96, 96, 96), 2, 3.80)]
+    ("size", "batch", "measured_gb"), [((40, 56, 40), 4, 1.14), ((64, 64, 64), 2, 1.47), ((96, 96, 96), 2, 3.37)]
 )
 def test_the_prediction_is_within_15_percent_of_what_was_measured(size, batch, measured_gb):
     # Recorded: peak resident memory of two steps in a process of its own, by the script below at other sizes.
