@@ -1,8 +1,9 @@
 """Dice plus cross-entropy of many classes, in a fraction of the time and memory.
 
-MONAI's DiceCELoss holds about eight tensors of the size of the logits: two softmaxes, the one-hot labels, products.
-With 25 classes that was a quarter of a U-Net's training step. Here the labels stay indices, one softmax serves both
-losses and the backward pass, whose formula is written out below, and that softmax is all that is kept.
+MONAI's DiceCELoss keeps three tensors of the size of the logits for the backward pass and works with more: two
+softmaxes, the one-hot labels, products. With 25 classes that was a quarter of a U-Net's training step. Here the labels
+stay indices, and one softmax serves both losses and the backward pass, whose formula is written out below; it is all
+that is kept.
 """
 
 from __future__ import annotations
