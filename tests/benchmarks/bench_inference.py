@@ -56,7 +56,6 @@ from medvol.transforms.resample import StretchToSpacingd
 
 CLASSES = 25
 SOURCE_SPACING_MM = (1.0, 0.8, 0.8)
-PROBE_SIZE = 48
 RUNS = ("stock", "medvol", "float32", "unstreamed")
 
 
@@ -189,14 +188,14 @@ def medvol(setting: Setting, name: str, runtime: Runtime | None) -> dict[str, fl
     return measured(unstreamed if name == "unstreamed" else streamed)
 
 
-def probe(folder: Path, device: str) -> Runtime:
+def probe(setting: Setting) -> Runtime:
     """Return the runtime that medvol chooses; a process of its own, since the measurement takes memory."""
     return choose_runtime(
-        build_network(device),
-        (1, *[PROBE_SIZE] * 3),
-        device=device,
+        use_fast_norm(build_network(setting.device)),
+        (1, *[setting.patch] * 3),
+        device=setting.device,
         purpose="infer",
-        memory_file=folder / "runtime.json",
+        memory_file=setting.folder / "runtime.json",
     )
 
 
@@ -264,7 +263,7 @@ def main() -> None:
         )
         write_volume(folder / "case.nii", tuple(options.shape), options.straight)
         if "medvol" in options.only:
-            chosen = in_a_process(probe, folder, options.device)
+            chosen = in_a_process(probe, setting)
             print(f"runtime: {chosen}", flush=True)
             (folder / "chosen.json").write_text(json.dumps(asdict(chosen)))
         for name in options.only:
